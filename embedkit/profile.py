@@ -1,0 +1,128 @@
+"""
+What the user declares: `Profile` and `RerankerProfile`.
+
+Owns the keys of `profiles.toml` and their types; each key is one field here. Reads no file: see `config` and `resolve`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import attrs
+
+from embedkit.errors import ConfigError, SettingError
+from embedkit.options import DEFAULT, Origin, list_options, option, read_value
+
+TooLong = Literal["truncate", "error"]
+
+
+@attrs.frozen(kw_only=True)
+class Reference:
+    """
+    Hold a published vector that tells a right way of loading a model from a wrong one.
+
+    Attributes:
+        text: Embedded as a document, without a prompt.
+
+        components: Leading components of its vector, compared by direction, so that their scale does not matter.
+
+        source: Who published it.
+    """
+
+    text: str = option(help="embedded as a document, without a prompt")
+    components: tuple[float, ...] = option(help="leading components of the published vector")
+    source: str = option(help="who published it")
+
+
+def _require_settings(declared: object, origins: Mapping[str, Origin]) -> None:
+    """Check every declared field strictly, so that a profile made in code is held to the same rules as one in a file."""
+    faults: list[ConfigError] = []
+    for name, field in list_options(type(declared)).items():
+        try:
+            read_value(field, getattr(declared, name), origin=origins.get(name, DEFAULT))
+        except SettingError as fault:
+            faults.append(fault)
+    if faults:
+        raise ConfigError.combine(faults)
+
+
+@attrs.frozen(kw_only=True)
+class Profile:
+    """
+    Bind provider, model, dimensions and batch size.
+
+    Attributes are the keys of a `[profiles.NAME]` table. `origins` says where each value came from and is not compared.
+    """
+
+    name: str = "custom"
+    provider: str = option(
+        help="which plugin makes the vectors", default="local", belongs_to="connection", env="EMBEDDING_PROVIDER", at_least=1
+    )
+    model: str = option(
+        help="the model's name on its hub or server, a directory, or package:NAME/PATH inside an installed package",
+        env="EMBEDDING_MODEL",
+        at_least=1,
+    )
+    dimensions: int | None = option(
+        help="length of each vector; left out: the model's own", default=None, env="EMBEDDING_DIMENSIONS", at_least=1
+    )
+    batch_size: int = option(
+        help="at most so many texts in one pack or request",
+        default=256,
+        belongs_to="machine",
+        env="EMBEDDING_BATCH_SIZE",
+        at_least=1,
+    )
+    device: str = option(
+        help="auto, cpu, cuda, cuda:N or mps; all but auto are strict",
+        default="auto",
+        belongs_to="machine",
+        env="EMBEDDING_DEVICE",
+    )
+    description: str = option(help="one line for people", default="")
+    query_prompt: str | None = option(
+        help='put before each query; left out: the model\'s own; "": none, on purpose', default=None
+    )
+    document_prompt: str | None = option(
+        help='put before each document; left out: the model\'s own; "": none, on purpose', default=None
+    )
+    normalize: bool = option(help="give every vector unit length", default=True)
+    too_long: TooLong = option(
+        help='a text beyond the model\'s limit: "truncate" it and report so, or "error"',
+        default="truncate",
+        belongs_to="connection",
+    )
+    reranker: str | None = option(
+        help="the [rerankers.NAME] that ENABLE_RERANKER=true switches on", default=None, belongs_to="connection"
+    )
+    reference: Reference | None = option(help="a published vector to check the loaded model against", default=None)
+    price_per_million_tokens: float | None = option(help="for the cost in reports", default=None, at_least=0)
+    options: Mapping[str, object] = attrs.field(factory=dict, converter=dict, hash=False)
+    origins: Mapping[str, Origin] = attrs.field(factory=dict, converter=dict, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        _require_settings(self, self.origins)
+
+
+@attrs.frozen(kw_only=True)
+class RerankerProfile:
+    """
+    Bind a reranker's provider and model.
+
+    Attributes are the keys of a `[rerankers.NAME]` table. `origins` says where each value came from and is not compared.
+    """
+
+    name: str = "custom"
+    provider: str = option(help="which plugin makes the scores", default="local", belongs_to="connection", at_least=1)
+    model: str = option(help="the model's name on its hub or server, or a directory", at_least=1)
+    batch_size: int = option(
+        help="at most so many pairs in one pass or request", default=32, belongs_to="machine", at_least=1
+    )
+    device: str = option(help="auto, cpu, cuda, cuda:N or mps", default="auto", belongs_to="machine")
+    description: str = option(help="one line for people", default="")
+    options: Mapping[str, object] = attrs.field(factory=dict, converter=dict, hash=False)
+    origins: Mapping[str, Origin] = attrs.field(factory=dict, converter=dict, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        _require_settings(self, self.origins)
