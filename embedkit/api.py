@@ -17,11 +17,12 @@ import attrs
 from embedkit.config import Config, read_config
 from embedkit.embedder import Embedder
 from embedkit.errors import BrokenPluginError, DuplicateProviderError, PluginError
+from embedkit.options import CALL
 from embedkit.profile import Profile
 from embedkit.protocols import Provider
 from embedkit.registry import Registry, default_registry
 from embedkit.reranker import Reranker
-from embedkit.resolve import read_profiles, resolve_options, resolve_profile, resolve_reranker
+from embedkit.resolve import resolve_options, resolve_profile, resolve_reranker
 
 _logger = logging.getLogger("embedkit")
 
@@ -91,46 +92,66 @@ class Setup:
     options: Any
 
 
-def get_embedder(profile: str | Profile | None = None, *, device: str | None = None) -> Embedder:
+def get_embedder(
+    profile: str | Profile | None = None,
+    *,
+    device: str | None = None,
+    config: Config | None = None,
+    registry: Registry | None = None,
+) -> Embedder:
     """
     Give the process's shared embedder; the model is loaded on first use.
 
-    Calls with equal settings get the same embedder, so that a web service may call this for every request. Whoever closes it
-    releases one hold; the model is given back with the last.
+    Calls with equal settings get the same embedder, so that a web service may call this for every request; each call
+    reads the settings anew. Whoever closes it releases one hold; the model is given back with the last.
 
     Args:
-        profile: A declared profile's name, or a profile made in code, which is taken as it is. Left out: EMBEDDING_PROFILE, else the
-            default of `profiles.toml`.
+        profile: A declared profile's name, or a profile made in code, which is taken as it is. Left out:
+            EMBEDDING_PROFILE, else the default of `profiles.toml`.
 
         device: Stands above every setting: auto, cpu, cuda, cuda:N or mps.
+
+        config: Read now, unless given.
+
+        registry: The process's, unless given.
 
     Raises:
         ConfigError: The profile is unknown, or settings are wrong.
         PluginError: Its provider is not installed, broken or offered twice.
     """
-    setup = prepare(profile, device=device)
+    setup = prepare(profile, device=device, config=config, registry=registry)
+    key = (setup.profile, setup.provider, setup.options)
     with _state.lock:
         for shared, embedder in _state.embedders:
-            if (shared.profile, shared.options) == (setup.profile, setup.options) and embedder.hold():
+            if shared == key and embedder.hold():
                 return embedder
         embedder = Embedder(setup.profile, functools.partial(setup.provider.load, setup.profile, setup.options))
         _state.embedders = [(shared, held) for shared, held in _state.embedders if not held.closed]
-        _state.embedders.append((setup, embedder))
+        _state.embedders.append((key, embedder))
         return embedder
 
 
-def get_reranker(profile: str | Profile | None = None) -> Reranker | None:
+def get_reranker(
+    profile: str | Profile | None = None, *, config: Config | None = None, registry: Registry | None = None
+) -> Reranker | None:
     """
     Give the reranker of a profile when ENABLE_RERANKER switches it on, else None; the model is loaded on first use.
 
+    Every call gives one of its own: keep it, and close it in the end.
+
     Args:
         profile: As for `get_embedder`.
+
+        config: Read now, unless given.
+
+        registry: The process's, unless given.
 
     Raises:
         ConfigError: It is switched on and the profile names none, or settings are wrong.
         PluginError: Its provider is not installed, broken or offered twice.
     """
-    config, registry = read_config(), default_registry()
+    config = config or read_config()
+    registry = registry or default_registry()
     _warn_once(config)
     if not isinstance(profile, Profile):
         profile = resolve_profile(config, profile, find_options=registry.find_options_class)
@@ -161,11 +182,7 @@ def list_profiles(*, config: Config | None = None, registry: Registry | None = N
     config = config or read_config()
     registry = registry or default_registry()
     active, _ = config.choose_profile()
-    return [
-        _list_profile(config, registry, name, is_active=name == active)
-        for name, draft in sorted(read_profiles(config).items())
-        if "model" in draft.values
-    ]
+    return [_list_profile(config, registry, name, is_active=name == active) for name in sorted(config.profiles)]
 
 
 def list_providers(*, registry: Registry | None = None) -> list[ListedProvider]:
@@ -176,10 +193,10 @@ def list_providers(*, registry: Registry | None = None) -> list[ListedProvider]:
         registry: The process's, unless given.
     """
     registry = registry or default_registry()
+    offers = [(name, plugin.distribution) for plugin in registry.plugins for name in plugin.providers]
     return [
-        ListedProvider(name=name, summary=registry.get_provider(name).summary, distribution=plugin.distribution)
-        for plugin in registry.plugins
-        for name in plugin.providers
+        ListedProvider(name=name, summary=registry.get_provider(name).summary, distribution=distribution)
+        for name, distribution in sorted(offers)
         if registry.find_options_class(name) is not None
     ]
 
@@ -210,7 +227,9 @@ def prepare(
     registry = registry or default_registry()
     _warn_once(config)
     if isinstance(profile, Profile):
-        resolved = profile if device is None else attrs.evolve(profile, device=device)
+        resolved = profile
+        if device is not None:
+            resolved = attrs.evolve(profile, device=device, origins={**profile.origins, "device": CALL})
     else:
         resolved = resolve_profile(config, profile, find_options=registry.find_options_class, device=device)
     provider = registry.get_provider(
@@ -246,10 +265,10 @@ def _list_profile(config: Config, registry: Registry, name: str, *, is_active: b
 
 
 class _Shared:
-    """The process's embedders. A lock of its own for each process: one that was held at a fork stays locked in the child."""
+    """The process's embedders, by what they were made of."""
 
     def __init__(self) -> None:
-        self.embedders: list[tuple[Setup, Embedder]] = []
+        self.embedders: list[tuple[tuple[Profile, Provider[Any], object], Embedder]] = []
         self.warned: set[str] = set()
         self.renew_lock()
 
@@ -259,6 +278,7 @@ class _Shared:
 
 _state = _Shared()
 
+# A lock that another thread held at the fork stays locked in the child for ever.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_state.renew_lock)
 

@@ -1,8 +1,8 @@
 """
-Read `profiles.toml`, `.env` and the environment, and keep every raw value together with where it came from.
+Read `profiles.toml`, `.env` and the environment, and keep every value together with where it came from.
 
-Owns discovery, the order of the layers and the only reading of environment variables. Does not type values: see `resolve`. Writes
-nothing, neither to `os.environ` nor to a file.
+Owns discovery, the order of the layers and the only reading of environment variables. Lays nothing over a profile: see
+`resolve`. Writes nothing, neither to `os.environ` nor to a file.
 
 Layers, lowest first: field default, `profiles.toml`, `.env`, process environment.
 """
@@ -10,6 +10,7 @@ Layers, lowest first: field default, `profiles.toml`, `.env`, process environmen
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,17 +20,25 @@ import attrs
 
 from embedkit.env_file import read_env_file
 from embedkit.errors import ConfigError, SettingError, UnknownProfileError
-from embedkit.options import Origin, find_nearest, list_options, refuse_unknown_key, show_value
-from embedkit.profile import Profile
+from embedkit.options import (
+    CALL,
+    DEFAULT,
+    Origin,
+    find_nearest,
+    list_options,
+    option,
+    read_values,
+    refuse_unknown_key,
+    show_value,
+)
+from embedkit.profile import Profile, RerankerProfile
 
 PROFILES_FILE = "profiles.toml"
 ENV_FILE = ".env"
 
 PROFILE_VARIABLE = "EMBEDDING_PROFILE"
 RERANKER_VARIABLE = "ENABLE_RERANKER"
-OVERRIDE_VARIABLES = {
-    field.env: name for name, field in list_options(Profile).items() if field.env is not None
-}
+OVERRIDE_VARIABLES = {field.env: name for name, field in list_options(Profile).items() if field.env is not None}
 """Variable -> the key of `Profile` that it overrides; declared on the fields."""
 
 PLUGIN_AUTOLOAD_VARIABLE = "EMBEDKIT_DISABLE_PLUGIN_AUTOLOAD"
@@ -50,7 +59,7 @@ VARIABLES = (
 
 _OUR_PREFIXES = ("EMBEDDING", "EMBEDKIT", "ENABLE_RERANK")
 _ROOT_MARKS = (PROFILES_FILE, ".git", "pyproject.toml")
-_PACKAGED = Path(__file__).with_name(PROFILES_FILE)
+_DEEPEST = 32
 
 
 @attrs.frozen
@@ -71,10 +80,10 @@ class Variable:
 @attrs.frozen(kw_only=True)
 class Table:
     """
-    Hold one table of a `profiles.toml` as it was written.
+    Hold one table of a `profiles.toml`.
 
     Attributes:
-        values: Key -> raw value.
+        values: What it states, typed as `Profile` or `RerankerProfile` declares; `options` are as they were written.
 
         origin: The file and the table's name.
     """
@@ -84,9 +93,19 @@ class Table:
 
 
 @attrs.frozen(kw_only=True)
+class _ProviderTable:
+    install: str = option(help="the command that installs it", at_least=1)
+
+
+_KINDS = {"profiles": Profile, "rerankers": RerankerProfile, "providers": _ProviderTable}
+_UNTYPED = {"profiles": ("options",), "rerankers": ("options",)}
+_Tables = dict[str, dict[str, Table]]
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """
-    Hold what was read, before any of it is typed.
+    Hold what was read, before one layer was laid over another.
 
     Attributes:
         profiles: Name -> table, the project's over the packaged.
@@ -96,6 +115,8 @@ class Config:
         install_hints: Provider -> the command that installs it.
 
         default: The profile that is taken when nobody names one.
+
+        default_origin: Where that is said.
 
         variables: Those of `.env` and the environment, the latter on top.
 
@@ -130,7 +151,7 @@ class Config:
             UnknownProfileError: It is not declared.
         """
         if name is not None:
-            chosen, origin = name, Origin("the call")
+            chosen, origin = name, CALL
         elif (variable := self.variables.get(PROFILE_VARIABLE)) is not None:
             chosen, origin = variable.value.strip(), variable.origin
         else:
@@ -148,7 +169,7 @@ class Config:
         if name not in self.profiles:
             nearest = find_nearest(name, self.profiles)
             declared = f"declared: {', '.join(sorted(self.profiles))}"
-            if len(self.files) == 1:
+            if not set(self.files) & set(self.searched):
                 declared += f"; no {PROFILES_FILE} of your own was found from {self.searched[0].parent} upward"
             raise UnknownProfileError(
                 f"There is no profile {show_value(name)}.",
@@ -158,7 +179,9 @@ class Config:
         return self.profiles[name]
 
 
-def read_config(*, environ: Mapping[str, str] | None = None, directory: Path | None = None) -> Config:
+def read_config(
+    *, environ: Mapping[str, str] | None = None, directory: Path | None = None, env_file: Path | None = None
+) -> Config:
     """
     Read every layer.
 
@@ -167,33 +190,43 @@ def read_config(*, environ: Mapping[str, str] | None = None, directory: Path | N
 
         directory: Where the search begins; the working directory unless told otherwise.
 
+        env_file: The `.env` to read, instead of looking for one; it need not exist.
+
     Raises:
         ConfigError: A file is missing, unreadable or wrong; all faults are named at once.
     """
     environ = os.environ if environ is None else environ
-    directory = Path.cwd() if directory is None else directory.absolute()
+    directory = _find_directory(directory)
     faults: list[ConfigError] = []
-
-    env_file, new_env_file = _find_env_file(environ, directory, faults)
+    named, env_file, new_env_file = env_file, None, directory / ENV_FILE
     try:
+        env_file, new_env_file = _find_env_file(environ, directory, named)
         variables = _layer_variables(environ, env_file)
     except ConfigError as fault:
-        faults.append(fault)
+        faults += fault.faults or (fault,)
         variables = _layer_variables(environ, None)
-    own_file, searched = _find_profiles(variables, directory, faults)
-    tables: dict[str, dict[str, Table]] = {"profiles": {}, "rerankers": {}, "providers": {}}
-    default, default_origin = "", Origin("default")
-    files = [_PACKAGED if _PACKAGED.exists() else _PACKAGED.parent.parent / PROFILES_FILE]
-    if own_file is not None and not _is_same_file(own_file, files[0]):
-        files.append(own_file)
-    for file in files:
+    # A path in .env is seen from there, wherever the process was started.
+    base = directory if environ.get(PROFILES_VARIABLE) or env_file is None else env_file.absolute().parent
+    searched = _list_places(variables, directory, base)
+    own_file = next((path for path in searched if os.path.isfile(path)), None)  # noqa: PTH113  # never raises
+    if own_file is None and PROFILES_VARIABLE in variables:
+        faults.append(_miss_file(searched[0], variables[PROFILES_VARIABLE].origin, PROFILES_VARIABLE))
+
+    packaged = _find_packaged()
+    files = {} if own_file is not None and own_file.samefile(packaged) else {packaged: f"packaged {PROFILES_FILE}"}
+    if own_file is not None:
+        files[own_file] = show_path(own_file)
+    tables: _Tables = {kind: {} for kind in _KINDS}
+    default, default_origin = "", DEFAULT
+    for path, shown in files.items():
         try:
-            document = _load_toml(file)
-            _read_tables(document, file, tables)
-            if "default" in document:
-                default, default_origin = _read_default(document["default"], file)
+            document = _load_toml(path, shown)
         except ConfigError as fault:
             faults.append(fault)
+            continue
+        faults += _read_tables(document, shown, tables)
+        if "default" in document:
+            default, default_origin = document["default"], Origin(f"{shown} default")
     if not faults and default not in tables["profiles"]:
         faults.append(
             SettingError(
@@ -203,11 +236,11 @@ def read_config(*, environ: Mapping[str, str] | None = None, directory: Path | N
             )
         )
     if faults:
-        raise ConfigError.combine([single for fault in faults for single in fault.faults or (fault,)])
+        raise ConfigError.combine(faults)
     return Config(
         profiles=tables["profiles"],
         rerankers=tables["rerankers"],
-        install_hints={name: str(table.values["install"]) for name, table in tables["providers"].items()},
+        install_hints={name: table.values["install"] for name, table in tables["providers"].items()},
         default=default,
         default_origin=default_origin,
         variables=variables,
@@ -217,6 +250,17 @@ def read_config(*, environ: Mapping[str, str] | None = None, directory: Path | N
         new_env_file=new_env_file,
         warnings=tuple(_find_misspelt(variables, tables)),
     )
+
+
+def read_variables(*, environ: Mapping[str, str] | None = None, directory: Path | None = None) -> dict[str, Variable]:
+    """
+    Read `.env` and the environment, and no `profiles.toml`; arguments as for `read_config`.
+
+    Raises:
+        ConfigError: `.env` is missing where one is named, unreadable or wrong; all faults are named at once.
+    """
+    environ = os.environ if environ is None else environ
+    return _layer_variables(environ, _find_env_file(environ, _find_directory(directory))[0])
 
 
 @attrs.frozen
@@ -234,10 +278,10 @@ class PluginSettings:
     allowed: frozenset[str] | None = None
 
 
-def read_plugin_settings(config: Config) -> PluginSettings:
-    """Read EMBEDKIT_PLUGINS (a comma-separated list) and EMBEDKIT_DISABLE_PLUGIN_AUTOLOAD (anything but 0, false, no, off)."""
-    listed = config.variables.get(PLUGINS_VARIABLE)
-    disabled = config.variables.get(PLUGIN_AUTOLOAD_VARIABLE)
+def read_plugin_settings(variables: Mapping[str, Variable]) -> PluginSettings:
+    """Read EMBEDKIT_PLUGINS (names with commas) and EMBEDKIT_DISABLE_PLUGIN_AUTOLOAD (all but 0, false, no, off)."""
+    listed = variables.get(PLUGINS_VARIABLE)
+    disabled = variables.get(PLUGIN_AUTOLOAD_VARIABLE)
     return PluginSettings(
         autoload=disabled is None or disabled.value.strip().casefold() in ("0", "false", "no", "off"),
         allowed=None if listed is None else frozenset(name.strip() for name in listed.value.split(",") if name.strip()),
@@ -248,172 +292,171 @@ def show_path(path: Path) -> str:
     """Write a path as short as it stays clear: relative below the working directory, else whole."""
     try:
         return str(path.relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, OSError):
         return str(path)
 
 
+def _find_directory(directory: Path | None) -> Path:
+    try:
+        return Path.cwd() if directory is None else directory.absolute()
+    except OSError as error:
+        raise ConfigError(
+            f"The working directory is gone: {error.strerror}.",
+            hint="start the process in a directory that stays",
+        ) from error
+
+
+def _miss_file(path: Path, origin: Origin, variable: str) -> ConfigError:
+    return ConfigError(f"There is no file {path}.", origin=str(origin), hint=f"unset {variable}, or create the file")
+
+
 def _find_env_file(
-    environ: Mapping[str, str], directory: Path, faults: list[ConfigError]
+    environ: Mapping[str, str], directory: Path, chosen: Path | None = None
 ) -> tuple[Path | None, Path]:
     """Find the `.env` between the working directory and the project's root; also say where a new one belongs."""
+    if chosen is not None:
+        path = directory / chosen
+        return path if _exists(path) else None, path
     if named := environ.get(ENV_FILE_VARIABLE):
         path = directory / named
-        if not path.exists():
-            faults.append(
-                ConfigError(
-                    f"There is no file {path}.",
-                    origin=f"environment variable {ENV_FILE_VARIABLE}",
-                    hint=f"unset {ENV_FILE_VARIABLE}, or create the file",
-                )
-            )
-            return None, path
+        if not _exists(path):
+            raise _miss_file(path, Origin(f"environment variable {ENV_FILE_VARIABLE}"), ENV_FILE_VARIABLE)
         return path, path
     upward = (directory, *directory.parents)
-    root = next((folder for folder in upward if any((folder / mark).exists() for mark in _ROOT_MARKS)), directory)
+    root = next((folder for folder in upward if any(_exists(folder / mark) for mark in _ROOT_MARKS)), directory)
     # Beyond the project's root, a .env is somebody else's.
     inside = upward[: upward.index(root) + 1]
-    found = next((folder / ENV_FILE for folder in inside if (folder / ENV_FILE).exists()), None)
+    found = next((folder / ENV_FILE for folder in inside if _exists(folder / ENV_FILE)), None)
     return found, found or root / ENV_FILE
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110  # Path.exists raises below a directory that may not be entered
 
 
 def _layer_variables(environ: Mapping[str, str], env_file: Path | None) -> dict[str, Variable]:
     """Put the environment over `.env`; an empty variable counts as unset in both."""
     variables: dict[str, Variable] = {}
-    for name, entry in (read_env_file(env_file) if env_file is not None else {}).items():
-        if entry.value:
-            variables[name] = Variable(entry.value, Origin(f"{show_path(env_file or Path())}:{entry.line} {name}"))
+    if env_file is not None:
+        shown = show_path(env_file)
+        for name, entry in read_env_file(env_file).items():
+            if entry.value:
+                variables[name] = Variable(entry.value, Origin(f"{shown}:{entry.line} {name}"))
     for name, value in environ.items():
         if value:
             below = variables.get(name)
-            source = f"environment variable {name}"
-            if below is None or below.value == value:
-                origin = Origin(source)
-            else:
-                hidden = below.value if name in VARIABLES else "a value"
-                origin = Origin(source, hides=below.origin, hidden=hidden)
+            origin = Origin(f"environment variable {name}")
+            if below is not None and below.value != value:
+                # What is not ours may be a secret.
+                hidden = below.value if name in VARIABLES else "another value"
+                origin = attrs.evolve(origin, hides=below.origin, hidden=hidden)
             variables[name] = Variable(value, origin)
     return variables
 
 
-def _find_profiles(
-    variables: Mapping[str, Variable], directory: Path, faults: list[ConfigError]
-) -> tuple[Path | None, tuple[Path, ...]]:
-    """Find the project's `profiles.toml`: the one that is named, else the nearest upward."""
+def _list_places(variables: Mapping[str, Variable], directory: Path, base: Path) -> tuple[Path, ...]:
+    """List where the project's `profiles.toml` may be: where it is named, else from the directory upward."""
     if (named := variables.get(PROFILES_VARIABLE)) is not None:
-        path = directory / named.value
-        if path.is_file():
-            return path, (path,)
-        faults.append(
-            ConfigError(
-                f"There is no file {path}.", origin=str(named.origin), hint=f"unset {PROFILES_VARIABLE}, or create the file"
-            )
+        return (base / named.value,)
+    return tuple(folder / PROFILES_FILE for folder in (directory, *directory.parents))
+
+
+def _find_packaged() -> Path:
+    """Find the file that comes with embedkit: inside the package in a wheel, at the root in a checkout."""
+    package = Path(__file__).parent
+    places = (package / PROFILES_FILE, package.parent / PROFILES_FILE)
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        raise ConfigError(
+            f"embedkit's own {PROFILES_FILE} is missing: it is neither {places[0]} nor {places[1]}.",
+            hint="install embedkit-core again",
         )
-        return None, (path,)
-    searched = tuple(folder / PROFILES_FILE for folder in (directory, *directory.parents))
-    return next((path for path in searched if path.is_file()), None), searched
+    return found
 
 
-def _is_same_file(left: Path, right: Path) -> bool:
-    return right.exists() and left.samefile(right)
-
-
-def _load_toml(path: Path) -> dict[str, Any]:
-    shown = show_path(path)
+def _load_toml(path: Path, shown: str) -> dict[str, Any]:
     try:
         content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"embedkit's own {PROFILES_FILE} is missing: {path}.", hint="install embedkit-core again"
-        ) from error
     except OSError as error:
-        raise ConfigError(f"{shown} cannot be read: {error.strerror}.", origin=str(path)) from error
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ConfigError(f"{shown} is UTF-16, and TOML is UTF-8.", origin=str(path), hint="save the file as UTF-8")
+        raise ConfigError(f"{path} cannot be read: {error.strerror}.", origin=shown) from error
+    as_utf_8 = "save the file as UTF-8"
+    if b"\0" in content:
+        raise ConfigError(f"{shown} holds NUL bytes: it is UTF-16 or no text.", origin=shown, hint=as_utf_8)
     try:
-        return tomllib.loads(content.decode("utf-8-sig"))
+        document = tomllib.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{shown}:{line} is not UTF-8 (byte 0x{content[error.start]:02x}; Latin-1 or Windows-1252?).",
-            origin=str(path),
-            hint="save the file as UTF-8",
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{shown} is not valid TOML: {error}.", origin=_locate(error, shown, content), hint="mend that line"
-        ) from error
+        problem = f"{shown} is not UTF-8: byte 0x{content[error.start]:02x} in line {line} (Latin-1, Windows-1252?)."
+        raise ConfigError(problem, origin=f"{shown}:{line}", hint=as_utf_8) from error
     except RecursionError as error:
-        raise ConfigError(f"{shown} is nested too deeply to be read.", origin=str(path)) from error
+        raise _refuse_depth(shown) from error
+    except ValueError as error:
+        place, key = _locate(error, content)
+        problem = f"{shown} is not valid TOML: {error}{key}."
+        raise ConfigError(problem, origin=f"{shown}{place}", hint="mend that line") from error
+    if _is_deeper(document, _DEEPEST):
+        raise _refuse_depth(shown)
+    return document
 
 
-def _locate(error: tomllib.TOMLDecodeError, shown: str, content: bytes) -> str:
-    """Give file:line; Python before 3.14 says the line only inside the message, and not at the end of the file."""
-    line = getattr(error, "lineno", None)
-    if line is None:
-        _, _, after = str(error).rpartition("(at line ")
-        number = after.partition(",")[0]
-        line = int(number) if number.isdigit() else content.count(b"\n") + 1
-    return f"{shown}:{line}"
+def _refuse_depth(shown: str) -> ConfigError:
+    return ConfigError(f"{shown} is nested too deeply to be a list of profiles.", origin=shown)
 
 
-def _read_tables(document: Mapping[str, Any], file: Path, tables: dict[str, dict[str, Table]]) -> None:
-    """Add a file's tables; a table replaces one of the same name, and fields of two tables never merge."""
-    shown = show_path(file) if file.parent not in (_PACKAGED.parent, _PACKAGED.parent.parent) else f"packaged {PROFILES_FILE}"
+def _is_deeper(value: object, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(levels == 0 or _is_deeper(item, levels - 1) for item in inner)
+
+
+def _locate(error: ValueError, content: bytes) -> tuple[str, str]:
+    """Give `:line` of a fault, and the key there; Python before 3.14 says the line only inside the message."""
+    lines = content.decode("utf-8-sig").split("\n")
+    found = re.search(r"\(at line (\d+)", str(error))
+    number = int(found[1]) if found else len(lines)
+    # The key alone: what stands behind it may be a secret that somebody pasted.
+    key, equals, _ = lines[number - 1].partition("=")
+    return f":{number}", f", at {key.strip()}" if equals else ""
+
+
+def _read_tables(document: Mapping[str, Any], shown: str, tables: _Tables) -> list[ConfigError]:
+    """Add a file's tables, and give its faults; a table replaces one of the same name, fields of two never merge."""
+    known_keys = ("default", *tables)
     faults: list[ConfigError] = [
-        refuse_unknown_key(key, ("default", *tables), Origin(shown)) for key in document if key not in ("default", *tables)
+        refuse_unknown_key(key, known_keys, Origin(shown)) for key in document if key not in known_keys
     ]
+    if not isinstance(document.get("default", ""), str):
+        problem = f"default must be a profile's name, not {show_value(document['default'])}."
+        faults.append(SettingError(problem, origin=f"{shown} default", hint='such as default = "speed"'))
     for kind, known in tables.items():
         section = document.get(kind, {})
         if not isinstance(section, dict):
-            faults.append(SettingError(f"{kind} must be a table of tables, not {show_value(section)}.", origin=shown))
+            problem = f"{kind} must be a table of tables, not {show_value(section)}."
+            faults.append(SettingError(problem, origin=shown, hint=f"write [{kind}.NAME]"))
             continue
-        for name, values in section.items():
-            origin = Origin(f"{shown} [{kind}.{name}]")
-            if isinstance(values, dict):
-                known[name] = Table(values=values, origin=origin)
+        for name, raw in section.items():
+            if isinstance(raw, dict):
+                origin = Origin(f"{shown} [{kind}.{name}]")
+                try:
+                    values = read_values(_KINDS[kind], raw, origin=origin, untyped=_UNTYPED.get(kind, ()))
+                except ConfigError as fault:
+                    faults += fault.faults or (fault,)
+                else:
+                    known[name] = Table(values=values, origin=origin)
             else:
-                faults.append(
-                    SettingError(
-                        f"{kind}.{name} must be a table, not {show_value(values)}.", origin=shown, hint=f"write [{kind}.{name}]"
-                    )
-                )
-    for name, table in tables["providers"].items():
-        faults += _find_provider_faults(name, table)
-    if faults:
-        raise ConfigError.combine(faults)
+                problem = f"{kind}.{name} must be a table, not {show_value(raw)}."
+                faults.append(SettingError(problem, origin=shown, hint=f"write [{kind}.{name}]"))
+    return faults
 
 
-def _find_provider_faults(name: str, table: Table) -> Iterator[ConfigError]:
-    """Check a [providers.NAME] table, which holds an install command and nothing else."""
-    for key in table.values:
-        if key != "install":
-            yield refuse_unknown_key(key, ("install",), table.origin)
-    if not isinstance(table.values.get("install"), str):
-        yield SettingError(
-            f"providers.{name} needs install, the command that installs it.",
-            origin=str(table.origin),
-            hint='install = "python -m pip install …"',
-        )
-
-
-def _read_default(value: object, file: Path) -> tuple[str, Origin]:
-    origin = Origin(f"{show_path(file)} default")
-    if not isinstance(value, str):
-        raise SettingError(f"default must be a profile's name, not {show_value(value)}.", origin=str(origin))
-    return value, origin
-
-
-def _find_misspelt(
-    variables: Mapping[str, Variable], tables: Mapping[str, Mapping[str, Table]]
-) -> Iterator[str]:
+def _find_misspelt(variables: Mapping[str, Variable], tables: _Tables) -> Iterator[str]:
     """Warn of a variable that is nearly one of ours; those that a profile names (`*_env`) are meant as they are."""
     named = {
         value
         for kind in ("profiles", "rerankers")
         for table in tables[kind].values()
-        for value in (table.values.get("options") or {}).values()
-        if isinstance(value, str)
-    } if variables else set()
+        for key, value in table.values.get("options", {}).items()
+        if key.endswith("_env") and isinstance(value, str)
+    }
     for name, variable in variables.items():
         if name.upper().startswith(_OUR_PREFIXES) and name not in VARIABLES and name not in named:
             nearest = find_nearest(name, VARIABLES)

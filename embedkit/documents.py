@@ -1,7 +1,8 @@
 """
-Read texts out of files: one a line, a field of JSON lines, a column of CSV, or whole files; and find the text files below directories.
+Read texts out of files (one a line, a field of JSON lines, a column of CSV, a whole file), and find text files.
 
-Owns file formats and encodings: everything is UTF-8, and what is not is refused by file and line. Embeds nothing and prints nothing.
+Owns file formats and encodings: everything is UTF-8, and what is not is refused by file and line. Embeds nothing and
+prints nothing.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def read_lines(path: str | os.PathLike[str], *, stdin: BinaryIO | None = None) -
     """
     with _open(path, stdin) as (source, stream):
         for number, line in _decode_lines(stream, source):
-            if line and not line.isspace():
+            if line.strip():
                 yield Document(line.removesuffix("\n").removesuffix("\r"), source, number)
 
 
@@ -86,14 +87,15 @@ def read_jsonl(path: str | os.PathLike[str], field: str, *, stdin: BinaryIO | No
         stdin: As for `read_lines`.
 
     Yields:
-        The field of each object, blank ones too: whether a record without a text is a fault is for the embedder's `on_error` to say.
+        The field of each object, blank ones too: whether a record without a text is a fault is for the embedder's
+            `on_error` to say.
 
     Raises:
-        InputError: As for `read_lines`; or a line is no JSON object, lacks the field, or has something else than a string there.
+        InputError: As for `read_lines`; or a line is no JSON object, lacks the field, or has no string there.
     """
     with _open(path, stdin) as (source, stream):
         for number, line in _decode_lines(stream, source):
-            if line and not line.isspace():
+            if line.strip():
                 yield Document(_take_field(line, field, _locate(source, number)), source, number)
 
 
@@ -102,7 +104,7 @@ def read_csv(path: str | os.PathLike[str], column: str, *, stdin: BinaryIO | Non
     Read one column of CSV with a header; a cell may span lines, and an empty row is left out.
 
     Args:
-        path: As for `read_lines`. Cells are separated by commas, or by the semicolons or tabs that some spreadsheets write.
+        path: As for `read_lines`. Commas separate cells, or the semicolons or tabs that some spreadsheets write.
 
         column: A name that stands in the header.
 
@@ -152,25 +154,29 @@ def find_text_files(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     Find the text files that are named, or lie below the directories that are named.
 
     Args:
-        paths: A file is taken as it is; so is "-". A directory is walked in sorted order, without what is hidden, `__pycache__`,
-            `node_modules`, virtual environments, links to directories, and files that do not begin like UTF-8 text.
+        paths: A file is taken as it is; so is "-". A directory is walked in sorted order, without what is hidden,
+            `__pycache__`, `node_modules`, virtual environments, links to directories, and files that do not begin like
+            UTF-8 text.
 
     Returns:
         Each file once, in the order of *paths*.
 
     Raises:
-        InputError: A path does not exist.
+        InputError: A path does not exist or cannot be looked at.
     """
-    paths = [Path(path) for path in paths]
-    missing = [str(path) for path in paths if str(path) != STDIN and not path.exists()]
+    tops = [Path(path) for path in paths]
+    try:
+        missing = [str(top) for top in tops if str(top) != STDIN and not top.exists()]
+    except OSError as error:
+        raise _refuse(error.filename, error) from error
     if missing:
         raise InputError(
             f"There is no file or directory {', '.join(missing)}.",
             hint=f"check the spelling; a relative path starts at {Path.cwd()}",
         )
     found: dict[str, Path] = {}
-    for path in paths:
-        for file in _walk(path) if path.is_dir() else [path]:
+    for top in tops:
+        for file in _walk(top) if top.is_dir() else [top]:
             found.setdefault(STDIN if str(file) == STDIN else os.path.realpath(file), file)
     return list(found.values())
 
@@ -181,16 +187,22 @@ def _open(path: str | os.PathLike[str], stdin: BinaryIO | None) -> Iterator[tupl
     if source == STDIN:
         yield source, stdin or sys.stdin.buffer
         return
-    # Asked for first, because Windows calls a directory a lack of permission.
-    if Path(source).is_dir():
-        raise InputError(f"{source} is a directory, where a file is due.", hint=f"name files, such as {Path(source, '*.txt')}")
     try:
-        stream = Path(source).open("rb")
+        # Windows would call a directory a lack of permission.
+        stream = None if Path(source).is_dir() else Path(source).open("rb")  # noqa: SIM115  # closed below
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError(f"{source} cannot be read: {reason}.", hint="name a readable file, or - for standard input") from error
+        raise _refuse(source, error) from error
+    if stream is None:
+        raise InputError(
+            f"{source} is a directory, where a file is due.", hint=f"name files, such as {Path(source, '*.txt')}"
+        )
     with stream:
         yield source, stream
+
+
+def _refuse(source: str, error: OSError | ValueError) -> InputError:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return InputError(f"{source} cannot be read: {reason}.", hint="name a readable file, or - for standard input")
 
 
 def _decode_lines(stream: BinaryIO, source: str) -> Iterator[tuple[int, str]]:
@@ -215,7 +227,7 @@ def _decode(content: bytes, source: str, first_line: int) -> str:
     else:
         problem, encoding = "not UTF-8", "LATIN1"
     raise InputError(
-        f"{_describe(source)} is {problem}, and only UTF-8 text is read: byte {column} of line {line} is 0x{content[at]:02x}.",
+        f"{_describe(source)} is {problem}; only UTF-8 is read: byte {column} of line {line} is 0x{content[at]:02x}.",
         origin=_locate(source, line),
         hint=f"leave it out, or convert it first: iconv -f {encoding} -t UTF-8 {shlex.quote(source)} > converted.txt",
     )
@@ -223,17 +235,21 @@ def _decode(content: bytes, source: str, first_line: int) -> str:
 
 def _take_field(line: str, field: str, origin: str) -> str:
     try:
-        record = json.loads(line)
+        record = json.loads(line.rstrip("\r\n"))
     except json.JSONDecodeError as error:
         raise InputError(
-            f"This is not JSON: {error.msg} at character {error.colno}.", origin=origin, hint="write one JSON object on each line"
+            f"This is not JSON: {error.msg} at character {error.colno}.",
+            origin=origin,
+            hint="write one JSON object on each line",
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"This JSON cannot be read: {error}.", origin=origin, hint="write a plain object") from error
     if not isinstance(record, dict):
-        raise InputError(f"This is no JSON object: {show_value(record)}.", origin=origin, hint='write {"text": "…"} on each line')
+        hint = 'write {"text": "…"} on each line'
+        raise InputError(f"This is no JSON object: {show_value(record)}.", origin=origin, hint=hint)
     if field not in record:
-        raise InputError(f"There is no field {show_value(field)}.", origin=origin, hint=_suggest(field, record, "fields"))
+        hint = _suggest(field, record, "fields")
+        raise InputError(f"There is no field {show_value(field)}.", origin=origin, hint=hint)
     text = record[field]
     if not isinstance(text, str):
         raise InputError(
@@ -245,8 +261,8 @@ def _take_field(line: str, field: str, origin: str) -> str:
 
 
 def _split_rows(lines: Iterator[str], column: str, source: str) -> Iterator[tuple[int, list[str]]]:
-    # The standard library's limit is one for the process and 128 kB, which articles exceed. Some limit there must be: an unclosed
-    # quote would read the rest of the file into one cell.
+    # The standard library's limit is one for the process and 128 kB, which articles exceed. Some limit must be: an
+    # unclosed quote would read the rest of the file into one cell.
     csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))
     first = next(lines, "")
     number = 1
@@ -267,7 +283,8 @@ def _split_rows(lines: Iterator[str], column: str, source: str) -> Iterator[tupl
 
 def _find_column(header: list[str], column: str, origin: str) -> int:
     if column not in header:
-        raise InputError(f"There is no column {show_value(column)}.", origin=origin, hint=_suggest(column, header, "columns"))
+        hint = _suggest(column, header, "columns")
+        raise InputError(f"There is no column {show_value(column)}.", origin=origin, hint=hint)
     if header.count(column) > 1:
         raise InputError(
             f"The column {show_value(column)} stands {header.count(column)} times in the header.",
@@ -302,7 +319,8 @@ def _walk(top: Path) -> Iterator[Path]:
             directories.clear()
             continue
         seen.add(real)
-        directories[:] = sorted(name for name in directories if name not in _SKIPPED_DIRECTORIES and not name.startswith("."))
+        kept = (name for name in directories if name not in _SKIPPED_DIRECTORIES and not name.startswith("."))
+        directories[:] = sorted(kept)
         for name in sorted(files):
             path = Path(directory, name)
             if not name.startswith(".") and _begins_like_text(path):

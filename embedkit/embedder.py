@@ -1,5 +1,5 @@
 """
-The embedder that an application holds: it validates, dedupes, windows, puts prompts before texts, and checks every result.
+The embedder that an application holds: it validates, dedupes, windows, puts prompts before texts, checks every result.
 
 Owns what is the same for all providers. Never imports one, reads no configuration, and prints nothing.
 """
@@ -13,8 +13,9 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import closing, contextmanager, suppress
 from typing import Literal, Self, TypeVar, final
 
 import numpy as np
@@ -37,8 +38,9 @@ class Embedder:
     """
     Turn texts into vectors with one profile's model.
 
-    The model is loaded on first use, once, whatever the number of threads; every method may be called from several threads at once.
-    After a fork the child loads its own: locks, sockets and thread pools of the parent are of no use to it.
+    The model is loaded on first use, once, whatever the number of threads; every method may be called from several
+    threads at once. After a fork the child loads its own: locks, sockets and thread pools of the parent are of no use
+    to it.
 
     Args:
         profile: What was asked for.
@@ -84,15 +86,17 @@ class Embedder:
         Args:
             documents: n texts, embedded as they are given.
 
-            on_error: "raise", or "skip" to leave out the texts that cannot be embedded: `report.failures` names them, and `positions`
-                says which input each row belongs to.
+            on_error: "raise", or "skip" to leave out the texts that cannot be embedded: `report.failures` names them,
+                and `positions` says which input each row belongs to.
 
         Returns:
             Shape (n, d), in the order of the input.
 
         Raises:
-            InputError: Texts are no strings, blank, or hold lone surrogates; all their positions are named before any work is done.
-            IncompleteError: The provider failed on the way; `.done` holds what was embedded, `.missing` the other positions.
+            InputError: Texts are no strings, blank, or hold lone surrogates; all their positions are named before any
+                work is done.
+            IncompleteError: The provider failed on the way; `.done` holds what was embedded, `.missing` the positions
+                of the rest.
             BackendError: The provider failed before anything was embedded.
         """
         return self._embed(_list_texts(documents), "document", on_error=on_error)
@@ -126,10 +130,20 @@ class Embedder:
             InputError, BackendError: As for `embed_documents`.
         """
         if not isinstance(query, str):
-            raise InputError(f"A query is one string, not {type(query).__name__}.", hint="for several: embed_queries([…])")
-        return self._embed([query], "query").vectors[0]
+            raise InputError(
+                f"A query is one string, not {type(query).__name__}.", hint="for several: embed_queries([…])"
+            )
+        vector: Vectors = self._embed([query], "query").vectors[0]
+        return vector
 
-    def stream_documents(self, documents: Iterable[str], *, on_error: OnError = "raise") -> Iterator[Embeddings]:
+    def stream_documents(
+        self,
+        documents: Iterable[str],
+        *,
+        on_error: OnError = "raise",
+        start: int = 0,
+        progress: Callable[[int], object] | None = None,
+    ) -> Iterator[Embeddings]:
         """
         Embed documents window by window, in bounded memory; the input may be endless.
 
@@ -138,15 +152,32 @@ class Embedder:
 
             on_error: As for `embed_documents`.
 
+            start: What errors call the position of the first one; more than 0 where earlier ones are done already.
+
+            progress: Called after each batch of a window with the number of texts that are done by it.
+
         Yields:
-            Shape (n, d), in the order of the input; positions in each report count from the part's own start (`vectors.join` counts on).
+            Shape (n, d), in the order of the input; positions in each report count from the part's own start
+            (`vectors.join` counts on).
 
         Raises:
-            InputError, IncompleteError, BackendError: As for `embed_documents`, for the window that was read; their positions count from
-                the start of the whole input, and whatever was yielded before stays good.
+            InputError, IncompleteError, BackendError: As for `embed_documents`, for the window that was read; their
+                positions count from the start of the whole input, and whatever was yielded before stays good.
         """
         _require_many(documents)
-        return self._stream(iter(documents), on_error)
+        return self._stream(iter(documents), "document", on_error, start, progress)
+
+    def stream_queries(
+        self,
+        queries: Iterable[str],
+        *,
+        on_error: OnError = "raise",
+        start: int = 0,
+        progress: Callable[[int], object] | None = None,
+    ) -> Iterator[Embeddings]:
+        """Embed queries window by window, in bounded memory; see `stream_documents`."""
+        _require_many(queries)
+        return self._stream(iter(queries), "query", on_error, start, progress)
 
     def count_tokens(self, texts: Iterable[str]) -> list[int]:
         """
@@ -165,13 +196,19 @@ class Embedder:
         listed = _list_texts(texts)
         _require_valid(_find_faults(listed), len(listed))
         with self._use_backend() as backend:
-            counts = backend.count_tokens(listed)
+            counts = backend.count_tokens(listed) if listed else []
         if counts is None:
             raise BackendError(f"{self._source} cannot count tokens.")
+        if len(counts) != len(listed):
+            raise ContractError(f"{self._source} gave {len(counts)} token counts for {len(listed)} texts.")
         return counts
 
     async def aembed_documents(self, documents: Iterable[str], *, on_error: OnError = "raise") -> Embeddings:
-        """Embed documents without blocking the event loop; see `embed_documents`. Cancelling stops after the batch under way."""
+        """
+        Embed documents without blocking the event loop; see `embed_documents`.
+
+        Cancelling stops the work after the batch under way.
+        """
         listed = _list_texts(documents)
         return await _run_in_thread(lambda stop: self._embed(listed, "document", on_error=on_error, stop=stop))
 
@@ -196,7 +233,11 @@ class Embedder:
             return not self._closed
 
     def close(self) -> None:
-        """Release this holder's hold. With the last one the model is given back, once no call is under way; later calls are refused."""
+        """
+        Release this holder's hold.
+
+        With the last one the model is given back, once no call is under way; later calls are refused.
+        """
         with self._state_lock:
             if self._closed:
                 return
@@ -220,11 +261,12 @@ class Embedder:
         with self._state_lock:
             if self._closed:
                 raise BackendError(
-                    f"This embedder of profile {self.profile.name!r} was closed.", hint="get a new one: embedkit.get_embedder()"
+                    f"This embedder of profile {self.profile.name!r} was closed.",
+                    hint="get a new one: embedkit.get_embedder()",
                 )
             self._n_running += 1
         try:
-            yield self._backend or self._load_once()
+            yield self._load_once() if self._backend is None else self._backend
         finally:
             with self._state_lock:
                 self._n_running -= 1
@@ -234,7 +276,12 @@ class Embedder:
         with self._load_lock:
             if self._backend is None:
                 backend = self._load()
-                self._check_backend(backend)
+                try:
+                    self._check_backend(backend)
+                except EmbedkitError:
+                    with suppress(AttributeError):  # what is no backend need not have it
+                        backend.close()
+                    raise
                 self._backend = backend
             return self._backend
 
@@ -255,8 +302,14 @@ class Embedder:
         self._load_lock = threading.Lock()
 
     def _check_backend(self, backend: Backend) -> None:
-        """Hold a freshly loaded backend to what the profile says."""
-        space = backend.space
+        """Hold a freshly loaded backend to its protocol and to what the profile says."""
+        space = getattr(backend, "space", None)
+        window = getattr(backend, "window", None)
+        if not isinstance(space, Space) or not isinstance(window, int) or window < 1:
+            raise ContractError(
+                f"{self._source} made {type(backend).__name__} with space {space!r} and window {window!r}: no backend.",
+                hint="a fault of the provider: its `load` must return what embedkit.protocols.Backend describes",
+            )
         wanted = self.profile.dimensions
         if wanted is not None and space.dimensions != wanted:
             raise ContractError(
@@ -266,7 +319,7 @@ class Embedder:
             )
         if space.document_prompt != self._get_prompt(backend, "document"):
             raise ContractError(
-                f"{self._source} describes its space with another document prompt than is used: {space.document_prompt!r}.",
+                f"{self._source} names another document prompt in its space than is used: {space.document_prompt!r}.",
                 hint="a fault of the provider: its space must name the profile's prompt, or else its own",
             )
         if self.profile.query_prompt is None and not backend.prompts.get("query"):
@@ -278,13 +331,19 @@ class Embedder:
         declared = self.profile.query_prompt if role == "query" else self.profile.document_prompt
         return backend.prompts.get(role, "") if declared is None else declared
 
-    def _stream(self, documents: Iterator[str], on_error: OnError) -> Iterator[Embeddings]:
+    def _stream(
+        self,
+        texts: Iterator[str],
+        role: Role,
+        on_error: OnError,
+        offset: int,
+        progress: Callable[[int], object] | None,
+    ) -> Iterator[Embeddings]:
         with self._use_backend() as backend:
             window = backend.window
-        offset = 0
-        while texts := list(itertools.islice(documents, window)):
-            yield self._embed(texts, "document", on_error=on_error, offset=offset)
-            offset += len(texts)
+        while listed := list(itertools.islice(texts, window)):
+            yield self._embed(listed, role, on_error=on_error, offset=offset, progress=progress)
+            offset += len(listed)
 
     def _embed(
         self,
@@ -294,6 +353,7 @@ class Embedder:
         on_error: OnError = "raise",
         offset: int = 0,
         stop: threading.Event | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> Embeddings:
         started = time.perf_counter()
         faults = _find_faults(texts, offset)
@@ -303,7 +363,7 @@ class Embedder:
             run = _Run(self._source, backend, self._get_prompt(backend, role), texts, faults)
             failure: EmbedkitError | None = None
             try:
-                run.encode(role, stop)
+                run.encode(role, stop, progress)
             except EmbedkitError as error:
                 failure = error
             embeddings = run.gather(time.perf_counter() - started, self.profile.price_per_million_tokens)
@@ -332,6 +392,7 @@ class _Run:
     ) -> None:
         self._source = source
         self._backend = backend
+        self._space = backend.space
         self._prompt = prompt
         self._faults = faults
         index_by_text: dict[str, int] = {}
@@ -341,20 +402,27 @@ class _Run:
             dtype=np.intp,
         )
         self._unique = list(index_by_text)
-        self._vectors: Vectors = np.zeros((len(self._unique), backend.space.dimensions), np.float32)
+        self._vectors: Vectors = np.zeros((len(self._unique), self._space.dimensions), np.float32)
         self._arrived = np.zeros(len(self._unique), np.bool_)
         self._truncated = np.zeros(len(self._unique), np.bool_)
         self._failures: dict[int, EmbedkitError] = {}
         self._n_tokens: int | None = 0
 
-    def encode(self, role: Role, stop: threading.Event | None) -> None:
+    def encode(
+        self, role: Role, stop: threading.Event | None, progress: Callable[[int], object] | None
+    ) -> None:
         for start in range(0, len(self._unique), self._backend.window):
             window = self._unique[start : start + self._backend.window]
             prompted = [self._prompt + text for text in window] if self._prompt else window
+            answer = self._backend.encode(prompted, role=role)
+            if not isinstance(answer, Iterable):
+                raise ContractError(f"{self._source} returned {type(answer).__name__} where batches are due.")
             # Closing tells the backend at once when nobody wants the rest.
-            with closing(_as_generator(self._backend.encode(prompted, role=role))) as batches:
+            with closing(_as_generator(answer)) as batches:
                 for batch in batches:
                     self._take(batch, start, len(window))
+                    if progress is not None:
+                        progress(len(batch.positions) + len(batch.failures))
                     if stop is not None and stop.is_set():
                         raise BackendError("The call was cancelled.")
             unanswered = [i for i in range(start, start + len(window)) if not (self._arrived[i] or i in self._failures)]
@@ -363,16 +431,22 @@ class _Run:
                     f"{self._source} returned no vector for {len(unanswered)} of {len(window)} texts.",
                     hint="a fault of the provider: report it with `embedkit plugins --json`",
                 )
+        if progress is not None:
+            progress(len(self._indexes) - len(self._unique))
 
     def _take(self, batch: Batch, start: int, n_window: int) -> None:
         if not isinstance(batch, Batch):
             raise ContractError(f"{self._source} returned {type(batch).__name__} where a Batch is due.")
-        positions = np.asarray(batch.positions, dtype=np.intp)
-        named = [*positions.tolist(), *batch.failures]
-        fresh = all(0 <= i < n_window and not self._arrived[start + i] and start + i not in self._failures for i in named)
-        if not fresh or len(set(named)) != len(named) or not all(0 <= i < n_window for i in batch.truncated):
-            raise ContractError(f"{self._source} named positions twice or beyond its {n_window} texts: {named[:10]}.")
-        vectors = check_vectors(batch.vectors, n=len(positions), space=self._backend.space, source=self._source)
+        named = [*batch.positions, *batch.failures]
+        if not all(isinstance(i, int | np.integer) and 0 <= i < n_window for i in [*named, *batch.truncated]):
+            raise ContractError(f"{self._source} named positions that its {n_window} texts do not have: {named[:10]}.")
+        fresh = all(not self._arrived[start + i] and start + i not in self._failures for i in named)
+        if not fresh or len(set(named)) != len(named):
+            raise ContractError(f"{self._source} named positions twice: {named[:10]}.")
+        if not all(isinstance(error, EmbedkitError) for error in batch.failures.values()):
+            raise ContractError(f"{self._source} named failures without an EmbedkitError: {batch.failures}.")
+        positions = np.array(batch.positions, np.intp)
+        vectors = check_vectors(batch.vectors, n=len(positions), space=self._space, source=self._source)
         self._vectors[start + positions] = vectors
         self._arrived[start + positions] = True
         self._truncated[[start + i for i in batch.truncated]] = True
@@ -405,10 +479,10 @@ class _Run:
             cost=None if price is None or self._n_tokens is None else price * self._n_tokens / 1e6,
         )
         vectors = self._vectors if in_place else self._vectors[self._indexes[have]]
-        return Embeddings(vectors, self._backend.space, report)
+        return Embeddings(vectors, self._space, report)
 
 
-def _as_generator(batches: Iterable[Batch]) -> Iterator[Batch]:
+def _as_generator(batches: Iterable[Batch]) -> Generator[Batch]:
     """Make any iterable of batches closable, and pass the closing on where the backend understands it."""
     try:
         yield from batches
@@ -420,7 +494,7 @@ def _as_generator(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 def _require_many(texts: object) -> None:
     """Refuse what would be iterated wrongly: a string letter by letter, a set in no order, a mapping by its keys."""
-    if isinstance(texts, str | bytes | bytearray | Mapping | Set) or not isinstance(texts, Iterable):
+    if isinstance(texts, str | bytes | bytearray | Mapping | AbstractSet) or not isinstance(texts, Iterable):
         hint = "put it in a list: [text]" if isinstance(texts, str) else "pass a list of strings"
         raise InputError(f"A list of texts is due, not {type(texts).__name__}.", hint=hint)
 
@@ -431,9 +505,11 @@ def _list_texts(texts: Iterable[str]) -> list[str]:
 
 
 def _find_faults(texts: Sequence[object], offset: int = 0) -> dict[int, EmbedkitError]:
-    """Give an error for each text that cannot be embedded, by its index here; its position in the input is *offset* further."""
+    """Give an error for each text that cannot be embedded, by its index; its position in the input is *offset* on."""
     return {
-        position: InputError(f"The text at position {offset + position} {fault}.", positions=[offset + position], hint=hint)
+        position: InputError(
+            f"The text at position {offset + position} {fault}.", positions=[offset + position], hint=hint
+        )
         for position, text in enumerate(texts)
         if (found := _find_fault(text)) is not None
         for fault, hint in [found]
@@ -487,6 +563,6 @@ def _forget_backends_after_fork() -> None:
         embedder._forget_after_fork()  # noqa: SLF001  # this module's own class
 
 
-# A lock that another thread held at the fork stays locked in the child for ever, and a forked thread pool or socket is nobody's.
+# A lock that another thread held at the fork stays locked in the child for ever; a forked pool or socket is nobody's.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_backends_after_fork)

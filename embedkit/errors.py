@@ -1,7 +1,7 @@
 """
 Every exception of embedkit, and the shape of its message.
 
-A message is a problem (a sentence with the offending value), then where it comes from, then what one can type to mend it::
+A message is a problem (a sentence with the offending value), where it comes from, and what one can type to mend it::
 
     EmbedkitError(problem, *, origin="", hint="")
     ├─ ConfigError: UnknownProfileError, SettingError
@@ -55,7 +55,7 @@ class EmbedkitError(Exception):
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # BaseException would call the class with `args` alone and lose the keyword-only parts: process pools then hang or garble.
+        # BaseException would call the class with `args` alone and lose the keyword-only parts: process pools then hang.
         return _restore, (type(self), self.args), self.__dict__.copy()
 
 

@@ -1,7 +1,8 @@
 """
 Declare a setting once: its type, its range, its variable, what it belongs to; and say where a value came from.
 
-Owns `option()` fields, the strict reading of raw values into them, `Origin` and `Secret`. Reads no file and no environment.
+Owns `option()` fields, the strict reading of raw values into them, `Origin` and `Secret`. Reads no file and no
+environment.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import attrs
@@ -23,6 +25,9 @@ BelongsTo = Literal["model", "machine", "connection"]
 T = TypeVar("T")
 
 _METADATA = "embedkit"
+_LEAST_STEM = 3
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # capitals only: Windows knows no others, and a key pasted here has others
+_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 @attrs.frozen
@@ -53,6 +58,7 @@ class Origin:
 
 
 DEFAULT = Origin("default")
+CALL = Origin("the call")
 
 
 class Secret:
@@ -72,7 +78,7 @@ class Secret:
     def __init__(self, variable: str, value: str | None, *, origin: str = "") -> None:
         self.variable = variable
         self.origin = origin
-        self._take = lambda: value
+        self._take: Callable[[], str | None] = lambda: value
 
     @property
     def is_set(self) -> bool:
@@ -129,8 +135,9 @@ def option(
     """
     Declare a field of an options class (an attrs class with keyword-only fields).
 
-    The annotation is the type: `str`, `int`, `float`, `bool`, `Literal[…]`, `tuple[…, ...]`, `Mapping[str, object]`, each also `| None`.
-    A field annotated `Secret` (its name ends in `_env`) takes the *name* of an environment variable, and gets its content.
+    The annotation is the type: `str`, `int`, `float`, `bool`, `Literal[…]`, `tuple[…, ...]`, `Mapping[str, object]`, or
+    an attrs class of such fields for a table in the table; each also `| None`. A field annotated `Secret` (its name
+    ends in `_env`) takes the *name* of an environment variable, and gets its content.
 
     Args:
         help: One line for people.
@@ -189,9 +196,13 @@ class OptionField:
         return self.annotation is Secret or Secret in get_args(self.annotation)
 
 
-@functools.cache
 def list_options(options_class: type) -> Mapping[str, OptionField]:
     """Describe the fields of *options_class* that were declared with `option()`, by name."""
+    return _list_options(options_class)
+
+
+@functools.cache
+def _list_options(options_class: type) -> Mapping[str, OptionField]:
     hints = get_type_hints(options_class)
     return {
         field.name: OptionField(
@@ -210,14 +221,19 @@ def list_options(options_class: type) -> Mapping[str, OptionField]:
 
 def find_nearest(name: str, known: Iterable[str]) -> str | None:
     """Give the known name that *name* was probably meant to be, if there is one."""
-    folded = {candidate.casefold(): candidate for candidate in known}
-    matches = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.75)
+    folded, wanted = {candidate.casefold(): candidate for candidate in known}, name.casefold()
+    # A name cut short (`dim`) is far from the whole one by the count of its letters.
+    whole = [candidate for candidate in folded if len(wanted) >= _LEAST_STEM and candidate.startswith(wanted)]
+    matches = whole if len(whole) == 1 else difflib.get_close_matches(wanted, folded, n=1, cutoff=0.75)
     return folded[matches[0]] if matches else None
 
 
 def show_value(value: object) -> str:
     """Write a value as a person would: cut when long, quoted when a string."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number of too many digits
+        return f"an immense {type(value).__name__}"
     limit = 80
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
@@ -239,12 +255,15 @@ def read_value(field: OptionField, raw: object, *, origin: Origin, from_text: bo
         The typed value.
 
     Raises:
-        SettingError: It is of another type, or out of range.
+        ConfigError: It is of another type, or out of range; for a table in the table, all its faults.
     """
+    for kind in _members(field.annotation):
+        if attrs.has(kind) and isinstance(raw, Mapping):
+            return read_options(kind, raw, origin=Origin(f"{origin.source} {field.name}"))
     try:
         value = _parse_text(field.annotation, raw) if from_text else raw
         value = _require_type(field.annotation, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = attrs.NOTHING
     if value is attrs.NOTHING or not _is_in_range(field, value):
         wanted = _describe_type(field)
@@ -256,12 +275,16 @@ def read_value(field: OptionField, raw: object, *, origin: Origin, from_text: bo
     return value
 
 
+def _read_no_secret(variable: str, origin: Origin) -> Secret:
+    return Secret(variable, None, origin=str(origin))
+
+
 def read_options(
     options_class: type[T],
     raw: Mapping[str, object],
     *,
     origin: Origin,
-    read_secret: Callable[[str, Origin], Secret] = lambda variable, origin: Secret(variable, None, origin=str(origin)),
+    read_secret: Callable[[str, Origin], Secret] = _read_no_secret,
 ) -> T:
     """
     Make an options object out of a raw table.
@@ -278,20 +301,57 @@ def read_options(
     Raises:
         ConfigError: Keys are unknown, missing or of the wrong type; all of them are named at once.
     """
+    return options_class(**read_values(options_class, raw, origin=origin, read_secret=read_secret))
+
+
+def read_values(
+    options_class: type,
+    raw: Mapping[str, object],
+    *,
+    origin: Origin,
+    read_secret: Callable[[str, Origin], Secret] = _read_no_secret,
+    untyped: Collection[str] = (),
+) -> dict[str, Any]:
+    """
+    Read a raw table strictly, and give what it states, without defaults.
+
+    Args:
+        options_class: As for `read_options`.
+
+        raw: As for `read_options`.
+
+        origin: As for `read_options`.
+
+        read_secret: As for `read_options`.
+
+        untyped: Further keys, whose values are tables that are given back as they are.
+
+    Raises:
+        ConfigError: As for `read_options`.
+    """
     fields = list_options(options_class)
-    faults: list[ConfigError] = [refuse_unknown_key(key, fields, origin) for key in raw if key not in fields]
-    values: dict[str, object] = {}
-    for name, field in fields.items():
-        if name in raw:
-            try:
-                values[name] = _read_option(field, raw[name], origin, read_secret)
-            except SettingError as fault:
-                faults.append(fault)
-        elif field.default is attrs.NOTHING:
-            faults.append(SettingError(f"{name} is required and missing.", origin=str(origin), hint=f"add: {name} = …"))
+    faults: list[ConfigError] = []
+    values: dict[str, Any] = {}
+    for key, value in raw.items():
+        try:
+            if key in fields:
+                values[key] = _read_option(fields[key], value, origin, read_secret)
+            elif key in untyped and isinstance(value, Mapping):
+                values[key] = value
+            elif key in untyped:
+                faults.append(SettingError(f"{key} must be a table, not {show_value(value)}.", origin=str(origin)))
+            else:
+                faults.append(refuse_unknown_key(key, (*fields, *untyped), origin))
+        except ConfigError as fault:
+            faults.extend(fault.faults or (fault,))
+    faults += [
+        SettingError(f"{key} is required and missing.", origin=str(origin), hint=f"add: {key} = …")
+        for key, field in fields.items()
+        if field.default is attrs.NOTHING and key not in raw
+    ]
     if faults:
         raise ConfigError.combine(faults)
-    return options_class(**values)
+    return values
 
 
 def refuse_unknown_key(key: str, known: Iterable[str], origin: Origin) -> SettingError:
@@ -307,10 +367,10 @@ def _read_option(
 ) -> object:
     if not field.is_secret:
         return read_value(field, raw, origin=origin)
-    if not isinstance(raw, str) or not raw.isidentifier():
+    if not isinstance(raw, str) or not _VARIABLE.fullmatch(raw):
         # The value is not shown: somebody may have put the secret itself here.
         raise SettingError(
-            f"{field.name} must be the name of an environment variable, not the secret itself.",
+            f"{field.name} must be the name of an environment variable, in capital letters, not the secret itself.",
             origin=str(origin),
             hint=f'write the variable\'s name, such as {field.name} = "OPENAI_API_KEY"',
         )
@@ -346,24 +406,23 @@ _BOOLEAN_WORDS = {
 def _require_type(annotation: Any, value: object) -> object:  # noqa: ANN401
     """Give the value back when it is of the annotated type, strictly: `true` is no int, `"32"` is no int."""
     for kind in _members(annotation):
-        if kind is type(None) or kind is None:
-            if value is None:
-                return None
-        elif get_origin(kind) is Literal:
-            if any(value == choice and type(value) is type(choice) for choice in get_args(kind)):
-                return value
-        elif get_origin(kind) is tuple:
-            if isinstance(value, Sequence) and not isinstance(value, str):
-                return tuple(_require_type(get_args(kind)[0], item) for item in value)
-        elif get_origin(kind) is not None:
-            if isinstance(value, Mapping):
-                return value
-        elif kind is float:
-            if type(value) in (int, float) and math.isfinite(value):  # type: ignore[arg-type]
-                return float(value)  # type: ignore[arg-type]
-        elif type(value) is kind:
+        origin = get_origin(kind)
+        if origin is tuple and isinstance(value, list | tuple):
+            return tuple(_require_type(get_args(kind)[0], item) for item in value)
+        if kind is float and type(value) is int:
+            return _require_type(float, float(value))
+        if _is_of_kind(kind, value):
             return value
     raise TypeError
+
+
+def _is_of_kind(kind: Any, value: object) -> bool:  # noqa: ANN401
+    origin = get_origin(kind)
+    if origin is Literal:
+        return any(value == choice and type(value) is type(choice) for choice in get_args(kind))
+    if origin is not None:
+        return isinstance(value, Mapping) and origin is not tuple
+    return type(value) is kind and (type(value) is not float or math.isfinite(value))
 
 
 _TYPE_WORDS: dict[Any, str] = {
@@ -393,14 +452,14 @@ def _describe_type(field: OptionField) -> str:
 def _suggest_value(field: OptionField, raw: object, *, from_text: bool) -> str:
     """Say what to type instead."""
     kinds = _members(field.annotation)
-    for kind in kinds:
-        if get_origin(kind) is Literal:
-            choices = [str(choice) for choice in get_args(kind)]
-            nearest = find_nearest(raw, choices) if isinstance(raw, str) else None
-            return f"did you mean {nearest}?" if nearest else ""
-    example = field.default if field.default not in (attrs.NOTHING, None) else 384
+    choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    if choices:
+        nearest = find_nearest(raw, choices) if isinstance(raw, str) else None
+        return f"did you mean {nearest}?" if nearest else ""
+    is_stated = field.default not in (attrs.NOTHING, None)
+    example = str(field.default).lower() if is_stated else "384" if int in kinds else ""
     if from_text:
-        return f"unset the variable, or set a value such as {str(example).lower()}"
-    if int in kinds and isinstance(raw, str) and raw.strip().isdecimal():
-        return f"without quotes: {field.name} = {raw.strip()}"
-    return f"such as {field.name} = {str(example).lower()}" if isinstance(example, (int, float)) else ""
+        return "unset the variable" + (f", or set a value such as {example}" if example else "")
+    if int in kinds and isinstance(raw, str) and _NUMBER.fullmatch(raw.strip()) and _is_in_range(field, int(raw)):
+        return f"without quotes: {field.name} = {int(raw)}"
+    return f"such as {field.name} = {example}" if example and str not in kinds else ""

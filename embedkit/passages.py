@@ -6,7 +6,6 @@ Owns where passages begin and end, their line numbers, and the order of hits. Re
 
 from __future__ import annotations
 
-import bisect
 import string
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
@@ -24,14 +23,14 @@ if TYPE_CHECKING:
 
 MAX_CHARACTERS = 900
 """
-The longest passage. The smallest models read 256 tokens: of this project's docs and code, under the MiniLM tokenizer, two passages in
-a hundred are longer than that at this length, and one in five at 1200.
+The longest passage. The smallest models read 256 tokens: of English prose and code, under MiniLM's tokenizer, at most
+three passages in a hundred are longer than that at this length, and about ten at 1200.
 """
 
 _MARKDOWN_SUFFIXES = frozenset({".md", ".markdown"})
 _MARKS = string.punctuation + string.whitespace
 
-# The splitter's time grows with the square of the length of an unbroken line: 14 s for 1 MB whole, 1 s in blocks of this length.
+# The splitter's time grows with the square of the length of an unbroken line: 14 s for 1 MB whole, 1 s in such blocks.
 _BLOCK_CHARACTERS = 65_536
 
 # Scores closer than this are equal: the same text gets the last bits of its score from its place in the matrix.
@@ -75,14 +74,14 @@ class Hit:
 
 
 def split_passages(text: str, *, source: str, max_characters: int = MAX_CHARACTERS) -> list[Passage]:
-    """
+    r"""
     Split a text at its headings, paragraphs, sentences or words, whichever is the largest unit that fits.
 
-    A passage is filled until it has a third of *max_characters*, so that it says one thing. A heading, or a fence that opens a block of
-    code, goes with what follows it; a block of code that is longer than a passage is split at its lines.
+    A passage is filled until it has a third of *max_characters*, so that it says one thing. A heading, or a fence that
+    opens a block of code, goes with what follows it. A block of code longer than a passage is split at its lines.
 
     Args:
-        text: Any text; lines end in "\\n" or "\\r\\n".
+        text: Any text; lines end in "\n" or "\r\n".
 
         source: Its path; a suffix `.md` or `.markdown` makes it Markdown.
 
@@ -97,23 +96,21 @@ def split_passages(text: str, *, source: str, max_characters: int = MAX_CHARACTE
     splitter = kind(capacity)
     spans: list[tuple[int, int]] = []
     for offset, block in _cut_blocks(text):
-        for start, chunk in splitter.chunk_indices(block):
-            start += offset  # noqa: PLW2901  # the block's offset becomes the text's
+        for position, chunk in splitter.chunk_indices(block):
+            start = offset + position
             end = start + len(chunk)
             if spans and end - spans[-1][0] <= max_characters and _only_leads(text[slice(*spans[-1])]):
-                start = spans.pop()[0]  # noqa: PLW2901  # the heading's start
+                start, _ = spans.pop()
             spans.append((start, end))
-    newlines = [index for index, character in enumerate(text) if character == "\n"]
-    return [
-        Passage(
-            text[start:end],
-            source,
-            bisect.bisect_left(newlines, start) + 1,
-            bisect.bisect_left(newlines, end - 1) + 1,
-        )
-        for start, end in spans
-        if text[start:end].strip(_MARKS)
-    ]
+    passages = []
+    line, counted = 1, 0
+    for start, end in spans:
+        line += text.count("\n", counted, start)
+        counted = start
+        piece = text[start:end]
+        if piece.strip(_MARKS):
+            passages.append(Passage(piece, source, line, line + piece.count("\n")))
+    return passages
 
 
 def rank_passages(
@@ -136,7 +133,7 @@ def rank_passages(
 
         k: At most so many hits; at least 1.
 
-        progress: Called after each window with the number of passages in it.
+        progress: Called now and then with the number of passages that are done since.
 
     Returns:
         Best first; passages of equal score in their order.
@@ -149,10 +146,8 @@ def rank_passages(
         raise InputError(f"k must be at least 1, not {k}.", hint="leave it out for 10 hits")
     direction = embedder.embed_query(query)[np.newaxis, :]
     parts = [np.zeros(0, np.float32)]
-    for window in embedder.stream_documents(passage.text for passage in passages):
+    for window in embedder.stream_documents((passage.text for passage in passages), progress=progress):
         parts.append(compute_cosines(window.vectors, direction)[:, 0])
-        if progress is not None:
-            progress(len(window))
     scores = np.concatenate(parts)
     best = np.argsort(-scores.round(_SCORE_DECIMALS), kind="stable")[:k]
     return [Hit(passages[row], float(scores[row])) for row in best]

@@ -1,7 +1,8 @@
 """
 What the user declares: `Profile` and `RerankerProfile`.
 
-Owns the keys of `profiles.toml` and their types; each key is one field here. Reads no file: see `config` and `resolve`.
+Owns the keys of `profiles.toml` and their types; each key is one field here. Reads no file: see `config` and
+`resolve`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Literal
 
 import attrs
 
-from embedkit.errors import ConfigError, SettingError
-from embedkit.options import DEFAULT, Origin, list_options, option, read_value
+from embedkit.errors import ConfigError
+from embedkit.options import CALL, Origin, list_options, option, read_value
 
 TooLong = Literal["truncate", "error"]
 
@@ -35,14 +36,15 @@ class Reference:
     source: str = option(help="who published it")
 
 
-def _require_settings(declared: object, origins: Mapping[str, Origin]) -> None:
-    """Check every declared field strictly, so that a profile made in code is held to the same rules as one in a file."""
+def _read_settings(declared: Profile | RerankerProfile) -> None:
+    """Read every declared field strictly: a profile made in code is held to the same rules as one in a file."""
     faults: list[ConfigError] = []
     for name, field in list_options(type(declared)).items():
         try:
-            read_value(field, getattr(declared, name), origin=origins.get(name, DEFAULT))
-        except SettingError as fault:
-            faults.append(fault)
+            value = read_value(field, getattr(declared, name), origin=declared.origins.get(name, CALL))
+            object.__setattr__(declared, name, value)  # frozen from here on
+        except ConfigError as fault:
+            faults += fault.faults or (fault,)
     if faults:
         raise ConfigError.combine(faults)
 
@@ -57,7 +59,11 @@ class Profile:
 
     name: str = "custom"
     provider: str = option(
-        help="which plugin makes the vectors", default="local", belongs_to="connection", env="EMBEDDING_PROVIDER", at_least=1
+        help="which plugin makes the vectors",
+        default="local",
+        belongs_to="connection",
+        env="EMBEDDING_PROVIDER",
+        at_least=1,
     )
     model: str = option(
         help="the model's name on its hub or server, a directory, or package:NAME/PATH inside an installed package",
@@ -79,6 +85,7 @@ class Profile:
         default="auto",
         belongs_to="machine",
         env="EMBEDDING_DEVICE",
+        at_least=1,
     )
     description: str = option(help="one line for people", default="")
     query_prompt: str | None = option(
@@ -88,7 +95,7 @@ class Profile:
         help='put before each document; left out: the model\'s own; "": none, on purpose', default=None
     )
     normalize: bool = option(help="give every vector unit length", default=True)
-    too_long: TooLong = option(
+    too_long: TooLong = option(  # noqa: RUF009  # it gives a field
         help='a text beyond the model\'s limit: "truncate" it and report so, or "error"',
         default="truncate",
         belongs_to="connection",
@@ -96,13 +103,15 @@ class Profile:
     reranker: str | None = option(
         help="the [rerankers.NAME] that ENABLE_RERANKER=true switches on", default=None, belongs_to="connection"
     )
-    reference: Reference | None = option(help="a published vector to check the loaded model against", default=None)
+    reference: Reference | None = option(  # noqa: RUF009  # it gives a field
+        help="a published vector to check the loaded model against", default=None
+    )
     price_per_million_tokens: float | None = option(help="for the cost in reports", default=None, at_least=0)
     options: Mapping[str, object] = attrs.field(factory=dict, converter=dict, hash=False)
     origins: Mapping[str, Origin] = attrs.field(factory=dict, converter=dict, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        _require_settings(self, self.origins)
+        _read_settings(self)
 
 
 @attrs.frozen(kw_only=True)
@@ -110,7 +119,8 @@ class RerankerProfile:
     """
     Bind a reranker's provider and model.
 
-    Attributes are the keys of a `[rerankers.NAME]` table. `origins` says where each value came from and is not compared.
+    Attributes are the keys of a `[rerankers.NAME]` table. `origins` says where each value came from and is not
+    compared.
     """
 
     name: str = "custom"
@@ -119,10 +129,10 @@ class RerankerProfile:
     batch_size: int = option(
         help="at most so many pairs in one pass or request", default=32, belongs_to="machine", at_least=1
     )
-    device: str = option(help="auto, cpu, cuda, cuda:N or mps", default="auto", belongs_to="machine")
+    device: str = option(help="auto, cpu, cuda, cuda:N or mps", default="auto", belongs_to="machine", at_least=1)
     description: str = option(help="one line for people", default="")
     options: Mapping[str, object] = attrs.field(factory=dict, converter=dict, hash=False)
     origins: Mapping[str, Origin] = attrs.field(factory=dict, converter=dict, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        _require_settings(self, self.origins)
+        _read_settings(self)

@@ -6,23 +6,28 @@ Owns the entry point group `embedkit`. The host never dies of a plugin: what fai
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import attrs
 import pluggy
 
 from embedkit import hookspecs
-from embedkit.config import PLUGINS_VARIABLE, PluginSettings, read_config, read_plugin_settings
+from embedkit.config import (
+    PLUGIN_AUTOLOAD_VARIABLE,
+    PLUGINS_VARIABLE,
+    PluginSettings,
+    read_plugin_settings,
+    read_variables,
+)
 from embedkit.errors import BrokenPluginError, DuplicateProviderError, PluginError, UnknownProviderError
-from embedkit.options import find_nearest
+from embedkit.options import find_nearest, list_options, show_value
 from embedkit.protocols import Provider, RerankProvider
 
 GROUP = hookspecs.PROJECT
 
-R = TypeVar("R")
+R = TypeVar("R", Provider[Any], RerankProvider[Any])
 
 
 @attrs.frozen(kw_only=True)
@@ -127,10 +132,11 @@ class Registry:
         if len(offered) == 1:
             return offered[0][1]
         if offered:
+            rivals = ", ".join(f"{plugin.distribution} (as {plugin.name})" for plugin, _ in offered)
             raise DuplicateProviderError(
-                f"Several plugins offer the {kind} {name!r}: {', '.join(plugin.distribution for plugin, _ in offered)}.",
+                f"Several plugins offer the {kind} {name!r}: {rivals}.",
                 origin=origin,
-                hint=f"uninstall all but one, or allow one: {PLUGINS_VARIABLE}={offered[0][0].name}",
+                hint=self._suggest_one([plugin for plugin, _ in offered]),
             )
         for broken in self.broken:
             if broken.name == name:
@@ -140,24 +146,33 @@ class Registry:
                     hint=f"mend or reinstall it: {install_hint}" if install_hint else "mend or reinstall it",
                 ) from broken.cause
         raise UnknownProviderError(
-            f"The {kind} {name!r} is not installed.", origin=origin, hint=self._explain_absence(offers, name, install_hint)
+            f"The {kind} {name!r} is not installed.",
+            origin=origin,
+            hint=self._explain_absence(offers, name, install_hint),
         )
 
+    def _suggest_one(self, rivals: list[Plugin]) -> str:
+        hint = "uninstall all but one"
+        others = [plugin.name for plugin in self.plugins if plugin not in rivals]
+        if len({plugin.name for plugin in rivals}) == len(rivals):
+            hint += f", or allow one of them: {PLUGINS_VARIABLE}={','.join([rivals[0].name, *others])}"
+        return hint
+
     def _explain_absence(self, offers: Mapping[str, object], name: str, install_hint: str) -> str:
-        hints = []
-        if name in self.not_allowed:
-            hints.append(f"{PLUGINS_VARIABLE} or the autoload switch keeps it out")
-        elif install_hint:
-            hints.append(install_hint)
+        kept_out = ", ".join(self.not_allowed)
+        hints = [install_hint] if install_hint and name not in self.not_allowed else []
         if nearest := find_nearest(name, offers):
             hints.append(f"did you mean {nearest}?")
         hints.append(f"available: {', '.join(sorted(offers)) or 'none'}")
+        if kept_out:
+            hints.append(f"not allowed by {PLUGINS_VARIABLE} or {PLUGIN_AUTOLOAD_VARIABLE}: {kept_out}")
         hints += [f"{broken.distribution} is broken ({broken.error})" for broken in self.broken]
         return "; ".join(hints)
 
 
 def build_registry(
-    entry_points: Iterable[importlib.metadata.EntryPoint], settings: PluginSettings = PluginSettings()  # noqa: B008  # frozen
+    entry_points: Iterable[importlib.metadata.EntryPoint],
+    settings: PluginSettings = PluginSettings(),  # noqa: B008  # frozen
 ) -> Registry:
     """
     Load plugins, each on its own, so that one that fails harms nobody else.
@@ -180,9 +195,8 @@ def build_registry(
         try:
             offered_providers, offered_rerankers = _read_plugin(entry_point)
         except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a stranger's code raises
-            broken.append(
-                BrokenPlugin(name=entry_point.name, distribution=distribution, error=_describe_error(error), cause=error)
-            )
+            described = _describe_error(error)
+            broken.append(BrokenPlugin(name=entry_point.name, distribution=distribution, error=described, cause=error))
             continue
         plugin = Plugin(
             name=entry_point.name,
@@ -204,11 +218,22 @@ def build_registry(
     )
 
 
-@functools.cache
+_process: dict[str, Registry] = {}
+
+
 def default_registry() -> Registry:
-    """Give the registry of this process: every installed plugin that the environment allows, read once."""
-    entry_points = importlib.metadata.entry_points(group=GROUP)
-    return build_registry(entry_points, read_plugin_settings(read_config()))
+    """
+    Give the registry of this process: every installed plugin that `.env` and the environment allow, read once.
+
+    Raises:
+        ConfigError: `.env` cannot be read.
+    """
+    if GROUP not in _process:
+        entry_points = importlib.metadata.entry_points(group=GROUP)
+        built = build_registry(entry_points, read_plugin_settings(read_variables()))
+        # Of several threads that come first the same one wins for all, and no lock is left locked by a fork.
+        _process.setdefault(GROUP, built)
+    return _process[GROUP]
 
 
 def _is_allowed(name: str, settings: PluginSettings) -> bool:
@@ -218,23 +243,37 @@ def _is_allowed(name: str, settings: PluginSettings) -> bool:
 def _read_plugin(
     entry_point: importlib.metadata.EntryPoint,
 ) -> tuple[list[Provider[Any]], list[RerankProvider[Any]]]:
-    """Import one plugin and ask its hooks; a manager of its own keeps its faults to itself, a misspelt hook included."""
+    """Import one plugin and ask its hooks; a manager of its own keeps its faults to itself, a misspelt hook too."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
-    manager.register(entry_point.load(), name=entry_point.name)
+    plugin = entry_point.load()
+    manager.register(plugin, name=entry_point.name)
     manager.check_pending()
+    if not manager.get_hookcallers(plugin):
+        raise TypeError(f"{entry_point.value} implements no hook of embedkit; is @hookimpl missing?")
     return (
         _ask(manager.hook.embedkit_providers, Provider),
         _ask(manager.hook.embedkit_rerankers, RerankProvider),
     )
 
 
-def _ask(hook: Callable[[], list[Iterable[R]]], kind: type[R]) -> list[R]:
-    offered = [offer for result in hook() for offer in result]
+def _ask(hook: pluggy.HookCaller, kind: type[R]) -> list[R]:
+    """Give what the plugin offers at a hook, every field checked that the core will use."""
+    results = hook()
+    # pluggy leaves out a None, which is what a forgotten `return` gives.
+    if len(results) != len(hook.get_hookimpls()) or not all(isinstance(result, Iterable) for result in results):
+        raise TypeError(f"{hook.name} gave no list of {kind.__name__}")
+    offered = [offer for result in results for offer in result]
     for offer in offered:
         if not isinstance(offer, kind):
-            name = getattr(hook, "name", "the hook")
-            raise TypeError(f"{name} gave {type(offer).__name__} where {kind.__name__} is due")
+            raise TypeError(f"{hook.name} gave {type(offer).__name__} where {kind.__name__} is due")
+        if not isinstance(offer.name, str) or not offer.name.strip():
+            raise TypeError(f"{hook.name} gave a {kind.__name__} whose name is {show_value(offer.name)}")
+        if not callable(offer.load) or not isinstance(offer.options, type) or not attrs.has(offer.options):
+            raise TypeError(
+                f"the {kind.__name__} {offer.name!r} has no attrs class as options, or nothing to load with"
+            )
+        list_options(offer.options)
     return offered
 
 

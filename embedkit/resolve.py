@@ -14,16 +14,17 @@ import attrs
 from embedkit.config import OVERRIDE_VARIABLES, RERANKER_VARIABLE, Config, Table, Variable
 from embedkit.errors import ConfigError, SettingError
 from embedkit.options import (
-    Origin,
+    CALL,
+    DEFAULT,
     OptionField,
+    Origin,
     Secret,
     list_options,
     read_options,
     read_value,
-    refuse_unknown_key,
     show_value,
 )
-from embedkit.profile import Profile, Reference, RerankerProfile
+from embedkit.profile import Profile, RerankerProfile
 
 T = TypeVar("T")
 
@@ -59,37 +60,13 @@ def resolve_profile(
     Raises:
         ConfigError: The profile is unknown, or settings are wrong: all of them are named at once.
     """
-    declared = read_profiles(config)
     chosen, _ = config.choose_profile(name)
-    draft = declared[chosen]
+    draft = Draft.of(chosen, config.profiles[chosen])
     if override:
         _apply_overrides(draft, config, find_options)
     if device is not None:
-        draft.put("device", device, Origin("the call"))
-    if "model" not in draft.values:
-        raise SettingError(
-            f"Profile {chosen!r} names no model.", origin=str(draft.table.origin), hint='add: model = "…"'
-        )
+        draft.put("device", device, CALL)
     return draft.build(Profile)
-
-
-def read_profiles(config: Config) -> dict[str, Draft]:
-    """
-    Read every declared profile and reranker strictly, so that all faults are reported at once.
-
-    Returns:
-        The profiles by name, without overrides.
-
-    Raises:
-        ConfigError: Settings are wrong.
-    """
-    faults: list[ConfigError] = []
-    profiles = {name: _read_table(name, table, Profile, faults) for name, table in config.profiles.items()}
-    for name, table in config.rerankers.items():
-        _read_table(name, table, RerankerProfile, faults)
-    if faults:
-        raise ConfigError.combine(faults)
-    return profiles
 
 
 def resolve_reranker(config: Config, profile: Profile) -> RerankerProfile | None:
@@ -118,11 +95,7 @@ def resolve_reranker(config: Config, profile: Profile) -> RerankerProfile | None
         raise SettingError(
             f"There is no reranker {profile.reranker!r}.", origin=str(profile.origins.get("reranker", "")), hint=known
         )
-    faults: list[ConfigError] = []
-    draft = _read_table(profile.reranker, config.rerankers[profile.reranker], RerankerProfile, faults)
-    if faults:
-        raise ConfigError.combine(faults)
-    return draft.build(RerankerProfile)
+    return Draft.of(profile.reranker, config.rerankers[profile.reranker]).build(RerankerProfile)
 
 
 def resolve_options(profile: Profile | RerankerProfile, options_class: type[T], variables: Mapping[str, Variable]) -> T:
@@ -174,9 +147,13 @@ class Draft:
     """Hold a profile in the making: typed values, and the origin of each."""
 
     name: str
-    table: Table
-    values: dict[str, Any] = attrs.field(factory=dict)
-    origins: dict[str, Origin] = attrs.field(factory=dict)
+    values: dict[str, Any]
+    origins: dict[str, Origin]
+
+    @classmethod
+    def of(cls, name: str, table: Table) -> Draft:
+        """Begin with what a table states."""
+        return cls(name, dict(table.values), dict.fromkeys(table.values, table.origin))
 
     def put(self, key: str, value: object, origin: Origin) -> None:
         """Put a value over what is there, and note what it hides."""
@@ -186,43 +163,18 @@ class Draft:
         """Give *origin*, with what it hides of this draft at the bottom of its chain."""
         if origin.hides is not None:
             return attrs.evolve(origin, hides=self.hide(key, origin.hides))
-        if key not in self.values:
-            return origin
-        return attrs.evolve(origin, hides=self.origins[key], hidden=self.values[key])
+        if key in self.values:
+            return attrs.evolve(origin, hides=self.origins[key], hidden=self.values[key])
+        return attrs.evolve(origin, note=self.origins[key].note) if key in self.origins else origin
 
     def drop(self, key: str, note: str) -> None:
         """Take a value out, and note why."""
         dropped = f"{show_value(self.values.pop(key))} of {self.origins[key].source} was " if key in self.values else ""
-        self.origins[key] = Origin("default", note=f"{dropped}{note}")
+        self.origins[key] = attrs.evolve(DEFAULT, note=f"{dropped}{note}")
 
-    def build(self, kind: type[T]) -> T:
+    def build(self, kind: Callable[..., T]) -> T:
         """Make the frozen profile."""
         return kind(name=self.name, **self.values, origins=self.origins)
-
-
-def _read_table(name: str, table: Table, kind: type, faults: list[ConfigError]) -> Draft:
-    draft = Draft(name, table)
-    fields = list_options(kind)
-    for key, raw in table.values.items():
-        try:
-            if key in fields:
-                draft.values[key] = _read_key(fields[key], raw, table.origin)
-            elif key == "options":
-                if not isinstance(raw, dict):
-                    raise SettingError(f"options must be a table, not {show_value(raw)}.", origin=str(table.origin))  # noqa: TRY301  # collected with the others
-                draft.values[key] = raw
-            else:
-                raise refuse_unknown_key(key, (*fields, "options"), table.origin)  # noqa: TRY301  # collected with the others
-            draft.origins[key] = table.origin
-        except ConfigError as fault:
-            faults.extend(fault.faults or (fault,))
-    return draft
-
-
-def _read_key(field: OptionField, raw: object, origin: Origin) -> object:
-    if field.name == "reference" and isinstance(raw, dict):
-        return read_options(Reference, raw, origin=Origin(f"{origin.source} reference"))
-    return read_value(field, raw, origin=origin)
 
 
 def _apply_overrides(draft: Draft, config: Config, find_options: FindOptions) -> None:
@@ -232,24 +184,25 @@ def _apply_overrides(draft: Draft, config: Config, find_options: FindOptions) ->
     overrides: dict[str, tuple[object, Origin]] = {}
     for name, key in OVERRIDE_VARIABLES.items():
         if (variable := config.variables.get(name)) is not None:
+            origin = draft.hide(key, variable.origin)
             try:
-                value = read_value(
-                    fields[key], variable.value, origin=draft.hide(key, variable.origin), from_text=True
-                )
-            except SettingError as fault:
+                overrides[key] = read_value(fields[key], variable.value, origin=origin, from_text=True), variable.origin
+            except ConfigError as fault:
                 faults.append(fault)
-            else:
-                # An override that says what the profile says is none.
-                if draft.values.get(key, fields[key].default) != value:
-                    overrides[key] = (value, variable.origin)
     if faults:
         raise ConfigError.combine(faults)
-    if "provider" in overrides and draft.values.get("options"):
+
+    def is_changed(key: str) -> bool:
+        # An override that says what the profile says is none.
+        return key in overrides and overrides[key][0] != draft.values.get(key, fields[key].default)
+
+    if is_changed("provider") and "options" in draft.values:
         draft.drop("options", "dropped with the provider that they belong to")
-    if "model" in overrides and "model" in draft.values:
+    if is_changed("model"):
         _drop_with_model(draft, str(overrides["model"][0]), config, find_options)
-    for key, (value, origin) in overrides.items():
-        draft.put(key, value, origin)
+    # Compared only now: a variable may say again what was dropped.
+    for key in filter(is_changed, overrides):
+        draft.put(key, *overrides[key])
 
 
 def _drop_with_model(draft: Draft, model: str, config: Config, find_options: FindOptions) -> None:

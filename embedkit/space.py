@@ -1,7 +1,7 @@
 """
 The identity of a vector space: what must be equal for two vectors to be comparable.
 
-Owns `Space`, its fingerprint and the canary texts that measure whether two spaces are one. Does no arithmetic on vectors.
+Owns `Space`, its fingerprint and the canary texts that measure whether two spaces are one. Does no arithmetic.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Space:
     """
     Name what must be equal for two vectors to be comparable.
 
-    Equality and hash are those of the fingerprint: provider, host, name and path of the weights, device, batch size, precision and
-    the query prompt are left out on purpose, for none of them makes a stored vector incomparable.
+    Equality and hash are those of the fingerprint: provider, host, name and path of the weights, device, batch size,
+    precision and the query prompt are left out on purpose, for none of them makes a stored vector incomparable.
 
     Attributes:
-        weights: sha256 of the weights and of the tokenizer and pooling configuration where they can be read, else the model's name as
-            its server knows it.
+        weights: sha256 of the weights and of the tokenizer and pooling configuration where they can be read, else the
+            model's name as its server knows it.
 
         dimensions: Length of each vector.
 
@@ -90,12 +90,11 @@ class Space:
         Raises:
             ContractError: A field is missing, unknown or of the wrong type.
         """
-        wrong = sorted(_FIELD_TYPES.keys() ^ fields.keys())
-        wrong += [name for name in _FIELD_TYPES.keys() & fields.keys() if type(fields[name]) not in _FIELD_TYPES[name]]
+        wrong = _FIELD_TYPES.keys() ^ fields.keys()
+        wrong |= {name for name, types in _FIELD_TYPES.items() if name in fields and type(fields[name]) not in types}
         if wrong:
-            raise ContractError(
-                f"This is not a description of a vector space: {', '.join(wrong)} missing, unknown or of the wrong type."
-            )
+            names = ", ".join(sorted(wrong))
+            raise ContractError(f"This describes no vector space: {names} missing, unknown or of the wrong type.")
         return cls(**fields)
 
 
@@ -145,7 +144,8 @@ CANARIES: tuple[str, ...] = (
     "Photosynthesis converts light energy into chemical energy that is stored in glucose.",
     # Over 512 tokens for every usual tokenizer: shows where a model cuts off.
     " ".join(
-        f"Chapter {number} says that station {number * 7} lies {number * 3} kilometres past the river." for number in range(1, 61)
+        f"Chapter {number} says that station {number * 7} lies {number * 3} kilometres past the river."
+        for number in range(1, 61)
     ),
 )
 """Sixteen fixed texts whose vectors measure whether two spaces are one. Never edited: a change is a new version."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import IO, Any, final
 
 import attrs
 import numpy as np
@@ -89,9 +88,13 @@ class Embeddings:
     def _check_vectors(self, _: object, vectors: Vectors) -> None:
         right = isinstance(vectors, np.ndarray) and vectors.ndim == 2 and vectors.dtype == np.float32  # noqa: PLR2004  # a matrix
         if not right or vectors.shape[1] != self.space.dimensions or not vectors.flags.c_contiguous:
-            found = f"{vectors.dtype} of shape {vectors.shape}" if isinstance(vectors, np.ndarray) else type(vectors).__name__
+            found = (
+                f"{vectors.dtype} of shape {vectors.shape}"
+                if isinstance(vectors, np.ndarray)
+                else type(vectors).__name__
+            )
             raise ContractError(
-                f"Vectors of space {self.space} must be contiguous float32 of shape (n, {self.space.dimensions}), not {found}."
+                f"Vectors of space {self.space} must be contiguous float32, (n, {self.space.dimensions}), not {found}."
             )
 
     @property
@@ -122,7 +125,8 @@ class Embeddings:
         Find the rows nearest to one query vector of the same embedder.
 
         Args:
-            query: Shape (d,). A bare vector does not know its space: pass `Embeddings` to `similarity` where that must be checked.
+            query: Shape (d,). A bare vector does not know its space: pass `Embeddings` to `similarity` where that must
+                be checked.
 
             k: At most so many.
 
@@ -141,7 +145,7 @@ class Embeddings:
     def __iter__(self) -> Iterator[Vectors]:
         return iter(self.vectors)
 
-    def __array__(self, dtype: DTypeLike = None, *, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, *, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self.vectors, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
@@ -160,7 +164,8 @@ def compute_cosines(left: Vectors, right: Vectors) -> Vectors:
     Returns:
         Cosines, shape (n, m), float32, clipped to [-1, 1]: rounding can step over it.
     """
-    return np.clip(scale_to_unit(left) @ scale_to_unit(right).T, -1.0, 1.0)
+    cosines: Vectors = np.clip(scale_to_unit(left) @ scale_to_unit(right).T, -1.0, 1.0)
+    return cosines
 
 
 def scale_to_unit(vectors: Vectors) -> Vectors:
@@ -174,7 +179,8 @@ def scale_to_unit(vectors: Vectors) -> Vectors:
         Shape (n, d), float32.
     """
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    scaled: Vectors = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+    return scaled
 
 
 def check_vectors(vectors: object, *, n: int, space: Space, source: str) -> Vectors:
@@ -194,7 +200,8 @@ def check_vectors(vectors: object, *, n: int, space: Space, source: str) -> Vect
         The same vectors, C-contiguous, shape (n, d), float32.
 
     Raises:
-        ContractError: Rows, dimensions or type are wrong, a value is not finite, a vector is zero or not of the claimed length.
+        ContractError: Rows, dimensions or type are wrong, a value is not finite, a vector is zero or not of the claimed
+            length.
     """
     hint = "a fault of the provider: no vector of this call was used; report it with `embedkit plugins --json`"
     if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
@@ -202,11 +209,15 @@ def check_vectors(vectors: object, *, n: int, space: Space, source: str) -> Vect
         raise ContractError(f"{source} returned {kind} where a float32 array is due.", hint=hint)
     if vectors.shape != (n, space.dimensions):
         raise ContractError(
-            f"{source} returned vectors of shape {vectors.shape} for {n} texts of {space.dimensions} dimensions.", hint=hint
+            f"{source} returned vectors of shape {vectors.shape} for {n} texts of {space.dimensions} dimensions.",
+            hint=hint,
         )
-    lengths = np.linalg.norm(vectors, axis=1)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(vectors, axis=1)
     if not np.isfinite(lengths).all():
-        raise ContractError(f"{source} returned values that are not finite (row {_first(~np.isfinite(lengths))}).", hint=hint)
+        raise ContractError(
+            f"{source} returned values that are not finite (row {_first(~np.isfinite(lengths))}).", hint=hint
+        )
     if (lengths == 0).any():
         raise ContractError(f"{source} returned a vector of zeros (row {_first(lengths == 0)}).", hint=hint)
     off = np.abs(lengths - 1) > UNIT_TOLERANCE
@@ -242,7 +253,9 @@ def join(parts: Iterable[Embeddings]) -> Embeddings:
     first = parts[0]
     for part in parts[1:]:
         require_same_space(first.space, part.space)
-    return Embeddings(np.concatenate([part.vectors for part in parts]), first.space, join_reports([part.report for part in parts]))
+    return Embeddings(
+        np.concatenate([part.vectors for part in parts]), first.space, join_reports([part.report for part in parts])
+    )
 
 
 def join_reports(reports: Sequence[Report]) -> Report:
@@ -285,7 +298,9 @@ def write_vectors(path: Path, embeddings: Embeddings) -> None:
         if path.suffix == ".npz":
             with temporary.open("wb") as file:
                 header = json.dumps(_build_header(embeddings.space))
-                np.savez(file, header=header, positions=np.array(embeddings.positions, np.int64), vectors=embeddings.vectors)
+                np.savez(
+                    file, header=header, positions=np.array(embeddings.positions, np.int64), vectors=embeddings.vectors
+                )
         else:
             with temporary.open("w", encoding="utf-8", newline="\n") as file:
                 file.write(format_header(embeddings.space) + "\n")
@@ -306,20 +321,73 @@ def read_vectors(path: Path) -> Embeddings:
         InputError: The file is no vector file, or is damaged; names the line where there is one.
     """
     require_vector_file(path)
+    with path.open("rb") as file:
+        try:
+            space, positions, vectors = _read_npz(file) if path.suffix == ".npz" else _read_jsonl(file)
+            return _build_read_embeddings(space, positions, vectors, origin=str(path))
+        except Exception as error:  # damage makes zipfile, json and numpy raise nearly anything
+            detail = error.problem if isinstance(error, EmbedkitError) else f"{type(error).__name__}: {error}"
+            raise InputError(
+                f"{path} is not a whole vector file: {detail}",
+                origin=str(path),
+                hint="write it again with `embedkit embed -o`",
+            ) from error
+
+
+def _build_read_embeddings(space: Space, positions: list[int], vectors: Vectors, *, origin: str) -> Embeddings:
+    n_texts = positions[-1] + 1 if positions else 0
+    if positions != sorted(set(positions)) or (positions and positions[0] < 0):
+        raise InputError("its positions are out of order or doubled")
+    vectors = check_vectors(vectors, n=len(positions), space=space, source="the file")
+    missing = set(range(n_texts)) - set(positions)
+    skipped = EmbedkitError("This text has no vector in the file.", origin=origin)
+    report = Report(n_texts=n_texts, n_unique=len(positions), failures=dict.fromkeys(sorted(missing), skipped))
+    return Embeddings(vectors, space, report)
+
+
+@attrs.frozen(kw_only=True)
+class FileEnd:
+    """
+    Say how far a `.jsonl` vector file got.
+
+    Attributes:
+        space: What its header says.
+
+        n_texts: One more than the position of its last vector.
+
+        last: That vector, shape (d,); None when there is only the header.
+
+        n_bytes: Where its last whole line ends; what stands behind was cut off while it was written.
+    """
+
+    space: Space
+    n_texts: int
+    last: Vectors | None
+    n_bytes: int
+
+
+def read_end(path: Path) -> FileEnd | None:
+    """
+    Read the end of a `.jsonl` vector file that is to be gone on with; None when not even its header is whole.
+
+    Raises:
+        InputError: Its header or its last whole line is none of a vector file.
+    """
+    header, last, n_lines, n_bytes = b"", b"", 0, 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                header, last, n_lines, n_bytes = header or line, line, n_lines + 1, n_bytes + len(line)
+    if not header:
+        return None
     try:
-        space, positions, vectors = _read_npz(path) if path.suffix == ".npz" else _read_jsonl(path)
-        n_texts = positions[-1] + 1 if positions else 0
-        if positions != sorted(set(positions)) or (positions and positions[0] < 0) or len(positions) != len(vectors):
-            raise InputError("its positions are out of order, doubled or not one for each vector")
-        missing = set(range(n_texts)) - set(positions)
-        skipped = EmbedkitError("This text has no vector in the file.", origin=str(path))
-        report = Report(n_texts=n_texts, n_unique=len(positions), failures=dict.fromkeys(sorted(missing), skipped))
-        return Embeddings(vectors, space, report)
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, ContractError) as error:
+        space = _read_header(header)
+        position, vector = (-1, None) if n_lines == 1 else _read_row(last, n_lines, space.dimensions)
+    except (ValueError, KeyError, TypeError, ContractError) as error:
         detail = error.problem if isinstance(error, EmbedkitError) else f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"{path} is not a whole vector file: {detail}", origin=str(path), hint="write it again with `embedkit embed -o`"
-        ) from error
+        hint = "write it again: `embedkit embed -o` with --force"
+        raise InputError(f"{path} is not a vector file: {detail}", origin=str(path), hint=hint) from error
+    return FileEnd(space=space, n_texts=position + 1, last=vector, n_bytes=n_bytes)
 
 
 def require_vector_file(path: Path) -> None:
@@ -331,13 +399,14 @@ def require_vector_file(path: Path) -> None:
     """
     if path.suffix not in (".npz", ".jsonl"):
         raise InputError(
-            f"{path} names no format of vector files.", hint="end the name in .npz (compact) or .jsonl (one vector a line)"
+            f"{path} names no format of vector files.",
+            hint="end the name in .npz (compact) or .jsonl (one vector a line)",
         )
 
 
 def format_header(space: Space) -> str:
-    """Write the first line of a `.jsonl` vector file."""
-    return json.dumps(_build_header(space), ensure_ascii=False)
+    """Write the first line of a `.jsonl` vector file, in ASCII: it may go to a console."""
+    return json.dumps(_build_header(space))
 
 
 def format_rows(embeddings: Embeddings, *, offset: int = 0) -> Iterator[str]:
@@ -361,30 +430,39 @@ def _build_header(space: Space) -> dict[str, object]:
     return {"embedkit_vectors": _FORMAT, "fingerprint": space.fingerprint, "space": space.to_dict()}
 
 
-def _read_header(text: str) -> Space:
+def _read_header(text: str | bytes) -> Space:
     header = json.loads(text)
     if not isinstance(header, dict) or header.get("embedkit_vectors") != _FORMAT:
         raise InputError("it does not begin with the header of a vector file of this version")
-    return Space.from_dict(header["space"])
+    space = Space.from_dict(header["space"])
+    if header["fingerprint"] != space.fingerprint:
+        raise InputError("the fingerprint in its header is not that of its space")
+    return space
 
 
-def _read_npz(path: Path) -> tuple[Space, list[int], Vectors]:
-    with np.load(path, allow_pickle=False) as archive:
+def _read_npz(file: IO[bytes]) -> tuple[Space, list[int], Vectors]:
+    with np.load(file, allow_pickle=False) as archive:
         return _read_header(str(archive["header"])), archive["positions"].tolist(), archive["vectors"]
 
 
-def _read_jsonl(path: Path) -> tuple[Space, list[int], Vectors]:
+def _read_jsonl(file: IO[bytes]) -> tuple[Space, list[int], Vectors]:
     positions: list[int] = []
     rows: list[Vectors] = []
-    with path.open(encoding="utf-8") as file:
-        space = _read_header(file.readline())
-        for number, line in enumerate(file, start=2):
-            try:
-                row = json.loads(line)
-                positions.append(int(row["position"]))
-                rows.append(np.array(row["vector"], dtype=np.float32))
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"line {number} is no row of a vector file") from error
-            if rows[-1].shape != (space.dimensions,):
-                raise InputError(f"line {number} has {rows[-1].size} numbers instead of {space.dimensions}")
+    space = _read_header(file.readline())
+    for number, line in enumerate(file, start=2):
+        position, row = _read_row(line, number, space.dimensions)
+        positions.append(position)
+        rows.append(row)
     return space, positions, np.stack(rows) if rows else np.empty((0, space.dimensions), np.float32)
+
+
+def _read_row(line: bytes, number: int, dimensions: int) -> tuple[int, Vectors]:
+    try:
+        row = json.loads(line)
+        position, numbers = row["position"], np.array(row["vector"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"line {number} is no row of a vector file") from error
+    # numpy would read strings as numbers, and null as NaN.
+    if type(position) is not int or numbers.dtype.kind not in "fi" or numbers.shape != (dimensions,):
+        raise InputError(f"line {number} is no position with {dimensions} numbers")
+    return position, numbers.astype(np.float32)

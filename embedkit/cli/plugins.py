@@ -1,0 +1,90 @@
+"""`embedkit plugins`: what is installed, what it offers, and what is broken."""
+
+from __future__ import annotations
+
+import click
+
+from embedkit.cli import output
+from embedkit.cli.arguments import find_registry, json_option
+from embedkit.registry import Registry
+
+
+@click.command(
+    "plugins",
+    short_help="List the installed plugins, broken ones too.",
+    help="""
+    List the installed plugins: what each offers, the broken ones with why, and those that are kept out by
+    EMBEDKIT_PLUGINS or EMBEDKIT_DISABLE_PLUGIN_AUTOLOAD.
+
+    The exit code is 1 when a plugin is broken, or two offer the same name.
+    """,
+    epilog="""
+    \b
+    Examples:
+      embedkit plugins
+      embedkit plugins --json
+    """,
+)
+@json_option
+def plugins(*, as_json: bool) -> int:
+    """List the installed plugins."""
+    registry = find_registry()
+    clashes = _find_clashes(registry)
+    if as_json:
+        output.print_json(
+            {
+                "plugins": [
+                    {
+                        "name": plugin.name,
+                        "distribution": plugin.distribution,
+                        "providers": plugin.providers,
+                        "rerankers": plugin.rerankers,
+                    }
+                    for plugin in registry.plugins
+                ],
+                "broken": [
+                    {"name": broken.name, "distribution": broken.distribution, "error": broken.error}
+                    for broken in registry.broken
+                ],
+                "not_allowed": registry.not_allowed,
+                "clashes": clashes,
+            }
+        )
+    else:
+        _print_plugins(registry, clashes)
+    return 1 if registry.broken or clashes else 0
+
+
+def _print_plugins(registry: Registry, clashes: dict[str, list[str]]) -> None:
+    rows = [
+        (
+            plugin.distribution,
+            plugin.name,
+            ", ".join(
+                [f"provider {name}" for name in plugin.providers] + [f"reranker {name}" for name in plugin.rerankers]
+            )
+            or "nothing",
+        )
+        for plugin in registry.plugins
+    ]
+    rows += [(broken.distribution, broken.name, f"broken: {broken.error}") for broken in registry.broken]
+    rows += [("-", name, "not allowed, so not imported") for name in registry.not_allowed]
+    if rows:
+        output.print_table(("distribution", "plugin", "offers"), rows)
+    else:
+        output.say("No plugin is installed.")
+    for name, distributions in clashes.items():
+        output.say(
+            f"{' and '.join(distributions)} both offer the {name}: uninstall one, or allow one by EMBEDKIT_PLUGINS."
+        )
+
+
+def _find_clashes(registry: Registry) -> dict[str, list[str]]:
+    """Give what is offered more than once, with the distributions that offer it."""
+    offers: dict[str, list[str]] = {}
+    for plugin in registry.plugins:
+        for name in plugin.providers:
+            offers.setdefault(f"provider {name}", []).append(plugin.distribution)
+        for name in plugin.rerankers:
+            offers.setdefault(f"reranker {name}", []).append(plugin.distribution)
+    return {name: distributions for name, distributions in offers.items() if len(distributions) > 1}
