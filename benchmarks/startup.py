@@ -1,7 +1,10 @@
 """
-Measure what starting costs: `import embedkit` beside numpy and attrs, and `embedkit profiles` beside `import sentence_transformers`.
+Measure what starting costs, beside what one pays anyway.
 
-Each row is a whole fresh process; contenders take turns, so that a drifting machine moves them alike. Prints medians, ratios, versions.
+`import embedkit` stands beside numpy and attrs, and `embedkit profiles` beside `import sentence_transformers`.
+
+Each row is a whole fresh process; contenders take turns, so that a drifting machine moves them alike. Prints medians,
+ratios and versions.
 
     python benchmarks/startup.py [--rounds 7]
 """

@@ -408,9 +408,7 @@ class _Run:
         self._failures: dict[int, EmbedkitError] = {}
         self._n_tokens: int | None = 0
 
-    def encode(
-        self, role: Role, stop: threading.Event | None, progress: Callable[[int], object] | None
-    ) -> None:
+    def encode(self, role: Role, stop: threading.Event | None, progress: Callable[[int], object] | None) -> None:
         for start in range(0, len(self._unique), self._backend.window):
             window = self._unique[start : start + self._backend.window]
             prompted = [self._prompt + text for text in window] if self._prompt else window
@@ -483,13 +481,8 @@ class _Run:
 
 
 def _as_generator(batches: Iterable[Batch]) -> Generator[Batch]:
-    """Make any iterable of batches closable, and pass the closing on where the backend understands it."""
-    try:
-        yield from batches
-    finally:
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
+    """Make any iterable of batches closable; `yield from` passes the closing on where the backend understands it."""
+    yield from batches
 
 
 def _require_many(texts: object) -> None:

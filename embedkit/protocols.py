@@ -52,8 +52,6 @@ class Backend(Protocol):
     Turn texts into vectors: a loaded model, or the client of a server.
 
     Attributes:
-        prompts: The model's own prompts, used where the profile states none.
-
         window: How many texts it likes to see at once (to sort, to pack, to keep requests in flight).
 
         device: Where it runs, for people ("cpu", "cuda:0"); empty when unknown.
@@ -61,10 +59,14 @@ class Backend(Protocol):
         dtype: The precision it computes in, for people; empty when unknown.
     """
 
-    prompts: Mapping[Role, str]
     window: int
     device: str
     dtype: str
+
+    @property
+    def prompts(self) -> Mapping[Role, str]:
+        """The model's own prompts, used where the profile states none."""
+        ...
 
     @property
     def space(self) -> Space:

@@ -169,7 +169,12 @@ class Draft:
 
     def drop(self, key: str, note: str) -> None:
         """Take a value out, and note why."""
-        dropped = f"{show_value(self.values.pop(key))} of {self.origins[key].source} was " if key in self.values else ""
+        dropped = ""
+        if key in self.values:
+            value = self.values.pop(key)
+            # Of options only the keys are shown: nobody knows yet which of them hold a secret.
+            shown = ", ".join(sorted(value)) if key == "options" else show_value(value)
+            dropped = f"{shown} of {self.origins[key].source} was "
         self.origins[key] = attrs.evolve(DEFAULT, note=f"{dropped}{note}")
 
     def build(self, kind: Callable[..., T]) -> T:

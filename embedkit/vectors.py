@@ -383,7 +383,7 @@ def read_end(path: Path) -> FileEnd | None:
     try:
         space = _read_header(header)
         position, vector = (-1, None) if n_lines == 1 else _read_row(last, n_lines, space.dimensions)
-    except (ValueError, KeyError, TypeError, ContractError) as error:
+    except Exception as error:  # as in read_vectors
         detail = error.problem if isinstance(error, EmbedkitError) else f"{type(error).__name__}: {error}"
         hint = "write it again: `embedkit embed -o` with --force"
         raise InputError(f"{path} is not a vector file: {detail}", origin=str(path), hint=hint) from error

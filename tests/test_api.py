@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import itertools
 import json
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -79,6 +81,17 @@ def embedkit_providers():
 @hookimpl
 def embedkit_rerankers():
     return [RerankProvider(name="judge", summary="for tests", options=Options, load=Judge)]
+"""
+
+TOY = """
+from embedkit import hookimpl
+from embedkit.testing import toy_provider
+
+LOADED = []
+
+@hookimpl
+def embedkit_providers():
+    return [toy_provider(dimensions={dimensions})]
 """
 
 TOML = """
@@ -232,6 +245,32 @@ def test_other_settings_give_another_embedder(given, arguments, environ):
             assert first is again
 
 
+def test_another_provider_of_the_same_name_gives_another_embedder(given, site):
+    """Two registries in one process, as tests have them, do not get each other's vectors."""
+    registries = []
+    for dimensions in (8, 16):
+        code = TOY.format(dimensions=dimensions)
+        module = write_plugin(site, distribution=f"embedkit-{dimensions}", code=code)
+        registries.append(build_registry([importlib.metadata.EntryPoint("toy", module, "embedkit")]))
+    profile, config = Profile(provider="toy", model="m"), given()["config"]
+    with (
+        get_embedder(profile, config=config, registry=registries[0]) as first,
+        get_embedder(profile, config=config, registry=registries[1]) as second,
+    ):
+        assert (8, 16) == (first.space.dimensions, second.space.dimensions)
+
+
+def test_closed_embedders_are_forgotten(given):
+    """A process that goes through many profiles does not keep them all."""
+    embedder = get_embedder(**given())
+    closed = weakref.ref(embedder)
+    embedder.close()
+    del embedder
+    with get_embedder("two", **given()):
+        gc.collect()
+        assert closed() is None
+
+
 def test_a_profile_made_in_code_is_taken_as_it_is(given):
     """No variable changes it, and it need not be declared; only the call's own device stands above it."""
     profile = Profile(provider="toy", model="x", dimensions=8)
@@ -322,7 +361,7 @@ def test_the_allow_list_of_an_env_file_is_honoured(project, site):
 def test_a_forked_child_gets_an_embedder_although_the_lock_was_held(project, site):
     """Fault 80. A lock that another thread of the parent holds at the fork is never released in the child."""
     script = """
-import os, embedkit
+import os, signal, embedkit
 from embedkit import api
 parent = embedkit.get_embedder()
 expected = parent.embed_query("a").tobytes()
@@ -330,6 +369,7 @@ with api._state.lock:
     child = os.fork()
     if child == 0:
         code = 1
+        signal.alarm(20)  # a child that hangs ends by itself
         try:
             code = 0 if embedkit.get_embedder().embed_query("a").tobytes() == expected else 2
         finally:

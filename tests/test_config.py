@@ -156,6 +156,9 @@ def test_the_packaged_file_as_the_nearest_one_is_read_once(project):
     config = read(ROOT / "embedkit")
     assert (ROOT / "profiles.toml",) == config.files
     assert f"{show_path(ROOT / 'profiles.toml')} [profiles.mini]" == str(config.profiles["mini"].origin)
+    with pytest.raises(UnknownProfileError) as caught:
+        config.choose_profile("unheard")
+    assert "declared: mini, openai-small, quality, speed" == caught.value.hint
 
 
 def test_a_directory_that_cannot_be_looked_into_is_passed_by(project):
@@ -171,16 +174,19 @@ def test_a_working_directory_that_is_gone_is_named(tmp_path):
     """A deployment that replaces its directory leaves old processes standing nowhere."""
     script = """
 import os, sys
+from pathlib import Path
 from embedkit.config import read_config
 from embedkit.errors import ConfigError
+Path(sys.argv[1]).with_name("profiles.toml").touch()
 os.mkdir(sys.argv[1]); os.chdir(sys.argv[1]); os.rmdir(sys.argv[1])
 try:
     read_config()
 except ConfigError as error:
     print(error.problem)
+print("mini" in read_config(directory=Path(sys.argv[1]).parent).profiles)
 """
     done = run(script, tmp_path / "gone", cwd=tmp_path)
-    assert ("The working directory is gone: No such file or directory.\n", "") == (done.stdout, done.stderr)
+    assert ("The working directory is gone: No such file or directory.\nTrue\n", "") == (done.stdout, done.stderr)
 
 
 # Finding .env
@@ -490,6 +496,7 @@ def test_a_value_of_the_wrong_type_or_range_is_named(project, line, problem, hin
         ("Batch_Size", "did you mean batch_size?"),
         ("dim", "did you mean dimensions?"),
         ("option", "did you mean options?"),
+        ("m", "known keys: "),
         ("name", "known keys: "),
         ("inherits", "known keys: batch_size, description, device, dimensions, "),
     ],
@@ -527,7 +534,7 @@ def test_a_reference_is_a_table_of_its_own(project):
 
 def test_all_faults_of_all_files_are_reported_at_once(project):
     """Nobody mends a file ten times over: syntax of .env, structure, types, unknown keys and tables come together."""
-    env_file = write(project / ".env", "B=2\nA='open\n")
+    env_file = write(project / ".env", "B='2' 3\nA='open\n")
     path = write(
         project / "profiles.toml",
         """
@@ -548,6 +555,7 @@ install = 1
     )
     error = fault(project)
     assert [
+        f"Line 1 of {env_file} cannot be read: something follows the closing quote of B.",
         f"Line 2 of {env_file} cannot be read: the quote that opens the value of A is never closed.",
         "'profile' is no known setting.",
         "default must be a profile's name, not 3.",
@@ -561,8 +569,8 @@ install = 1
         "install is required and missing.",
         "install must be a string that is not empty, not 1.",
     ] == problems(error)
-    assert "The configuration has 12 faults." == error.problem
-    assert "12. install must be" in str(error)
+    assert "The configuration has 13 faults." == error.problem
+    assert "13. install must be" in str(error)
     assert f"     from: {path} [profiles.a]\n     hint: did you mean device?" in str(error)
 
 

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import attrs
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkit.embedder import Embedder
@@ -267,6 +267,7 @@ def test_backend_sees_unique_texts_window_by_window():
     assert [["a", "b", "c"], ["d", "e", "f"], ["g"]] == [texts for _, texts in toy.backend.calls]
 
 
+@settings(deadline=None)
 @given(
     texts=st.lists(st.sampled_from(["a", "bb", "ccc", "dddd", "eeeee ff", "g"]), max_size=30),
     batch_size=st.integers(1, 5),
@@ -300,12 +301,12 @@ def test_unknown_token_counts_make_tokens_and_cost_unknown():
     """One batch that does not tell makes the sum unknown rather than wrong."""
 
     def encode(texts, *, role):
-        for i, n_tokens in enumerate([3, None][: len(texts)]):
+        for i, n_tokens in enumerate([3, None, 5][: len(texts)]):
             yield Batch(positions=[i], vectors=np.ones((1, 64), np.float32) / 8, n_tokens=n_tokens)
 
     toy = Toy(replaced={"encode": encode}, price_per_million_tokens=1.0)
     assert 3 == toy.embedder.embed_documents(["a"]).report.n_tokens
-    report = toy.embedder.embed_documents(["a", "b"]).report
+    report = toy.embedder.embed_documents(["a", "b", "c"]).report
     assert (None, None) == (report.n_tokens, report.cost)
 
 
@@ -344,9 +345,11 @@ def test_skipping_everything_gives_no_rows():
 
 def test_skipping_leaves_out_what_the_backend_refuses():
     """A text that only the backend can judge is skipped like one that the embedder judges."""
-    found = Toy(too_long="error").embedder.embed_documents(["a", "word " * 600, "b"], on_error="skip")
+    long, longer = "word " * 600, "word " * 700
+    toy = Toy(too_long="error", replaced={"window": 2})
+    found = toy.embedder.embed_documents(["a", long, "b", longer, long], on_error="skip")
     assert (0, 2) == found.positions
-    assert isinstance(found.report.failures[1], InputError)
+    assert {1: 600, 3: 700, 4: 600} == {i: int(str(e).split()[3]) for i, e in found.report.failures.items()}
 
 
 def fail_after(n_batches, error):
@@ -387,6 +390,27 @@ def test_foreign_error_keeps_its_traceback():
     """What is no EmbedkitError is a bug somewhere, and is not dressed up."""
     with pytest.raises(ZeroDivisionError):
         Toy(before_batch=lambda: 1 / 0).embedder.embed_documents(["a"])
+
+
+def test_iterator_of_any_kind_is_closed():
+    """A backend need not be written as a generator to be told that nobody wants the rest."""
+
+    class Batches:
+        closed = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return make_batch(positions=[0, 9])
+
+        def close(self):
+            self.closed += 1
+
+    batches = Batches()
+    with pytest.raises(ContractError):
+        Toy(replaced={"encode": lambda texts, *, role: batches}).embedder.embed_documents(["a", "b"])
+    assert 1 == batches.closed
 
 
 def test_failure_closes_the_backends_iterator():
@@ -615,6 +639,42 @@ def test_failure_in_a_stream_names_places_in_the_whole_input():
     assert (2,) == caught.value.positions
 
 
+def test_stream_of_queries_has_the_query_prompt():
+    """Queries by the million go the same way, as queries."""
+    toy = Toy(prompts={"query": "query: "}, replaced={"window": 2})
+    parts = list(toy.embedder.stream_queries(["a", "b", "c"]))
+    assert [2, 1] == [len(part) for part in parts]
+    assert [("query", ["query: a", "query: b"]), ("query", ["query: c"])] == toy.backend.calls
+    with pytest.raises(InputError, match="A list of texts is due, not str"):
+        toy.embedder.stream_queries("a")
+
+
+def test_stream_that_goes_on_names_places_from_where_it_started():
+    """Who embeds the rest of a file gets the positions of the whole file in errors. Fault 63."""
+    stream = Toy(replaced={"window": 2}).embedder.stream_documents(["a", "b", None], start=10)
+    next(stream)
+    with pytest.raises(InputError, match="position 12 is None") as caught:
+        next(stream)
+    assert (12,) == caught.value.positions
+
+
+def test_progress_of_a_stream_adds_up_to_its_texts():
+    """Each batch is told as it is done; duplicates and skipped texts are told with their window."""
+    told = []
+    stream = Toy(batch_size=2, replaced={"window": 4}).embedder.stream_documents(
+        ["a", "bb", "a", "", "ccc", "d"], on_error="skip", progress=told.append
+    )
+    next(stream)
+    assert [2, 2] == told
+    next(stream)
+    assert 6 == sum(told)
+    failed = []
+    refusing = Toy(too_long="error").embedder.stream_documents(["word " * 600, "a"], progress=failed.append)
+    with pytest.raises(IncompleteError):
+        next(refusing)
+    assert 2 == sum(failed)
+
+
 def test_empty_stream_ends_at_once():
     """No documents, no parts."""
     assert [] == list(Toy().embedder.stream_documents([]))
@@ -816,8 +876,10 @@ def test_every_holder_closes_for_itself():
     embedder.close()
     assert 1 == len(embedder.embed_documents(["a"]))
     assert 0 == toy.backend.n_closed
+    assert not embedder.closed
     embedder.close()
     assert 1 == toy.backend.n_closed
+    assert embedder.closed
     assert not embedder.hold()
 
 
@@ -834,15 +896,32 @@ FORKING_PROGRAM = """
 import os, sys, threading
 from embedkit.embedder import Embedder
 from embedkit.profile import Profile
-from embedkit.testing import ToyOptions, toy_provider
+from embedkit.testing import ToyBackend, ToyOptions, toy_provider
 
 parent = os.getpid()
-loading, loads = threading.Event(), []
+loading, encoding, loads, closed = threading.Event(), threading.Event(), [], []
 profile = Profile(provider="toy", model="toy-1")
+space = toy_provider().identify(profile, ToyOptions())
+
+class Backend(ToyBackend):
+    def encode(self, texts, *, role):
+        if texts == ["for ever"]:
+            encoding.set()
+            threading.Event().wait()
+        return super().encode(texts, role=role)
+
+    def close(self):
+        closed.append(os.getpid())
+
+    def __del__(self):
+        if os.getpid() != self.owner:
+            print("the child destroyed what is the parent's", file=sys.stderr)
 
 def load():
     loads.append(os.getpid())
-    return toy_provider().load(profile, ToyOptions())
+    backend = Backend(profile, space, {}, None)
+    backend.owner = os.getpid()
+    return backend
 
 def load_for_ever_in_the_parent():
     if os.getpid() == parent:
@@ -850,12 +929,16 @@ def load_for_ever_in_the_parent():
         threading.Event().wait()
     return load()
 
-used, being_loaded = Embedder(profile, load), Embedder(profile, load_for_ever_in_the_parent)
-expected = used.embed_query("a").tobytes()
+idle, used = Embedder(profile, load), Embedder(profile, load)
+being_loaded = Embedder(profile, load_for_ever_in_the_parent)
+expected = idle.embed_query("a").tobytes()
+used.load()
 
-# At the fork one thread is in the middle of a load, and another holds the lock of the embedder that is in use.
+# At the fork one thread is in the middle of a load, one in a call, and one holds the lock of the embedder in use.
 threading.Thread(target=being_loaded.load, daemon=True).start()
+threading.Thread(target=used.embed_query, args=["for ever"], daemon=True).start()
 loading.wait()
+encoding.wait()
 holding = threading.Event()
 
 def hold_for_ever():
@@ -867,9 +950,10 @@ threading.Thread(target=hold_for_ever, daemon=True).start()
 holding.wait()
 child = os.fork()
 if child == 0:
-    right = [embedder.embed_query("a").tobytes() == expected for embedder in (used, being_loaded)]
+    right = [embedder.embed_query("a").tobytes() == expected for embedder in (idle, used, being_loaded)]
     used.close()
-    os._exit(0 if right == [True, True] and loads[1:] == [os.getpid()] * 2 else 3)
+    me = os.getpid()
+    os._exit(0 if (right, loads[2:], closed) == ([True] * 3, [me] * 3, [me]) else 3)
 _, status = os.waitpid(child, 0)
 os._exit(os.waitstatus_to_exitcode(status))
 """

@@ -294,6 +294,7 @@ def test_values_are_what_the_table_states():
         ("modle", "model"),
         ("qery_prompt", "query_prompt"),
         ("zzz", None),
+        ("node", None),
         ("", None),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -52,6 +53,8 @@ def test_the_best_documents_come_first_and_equals_keep_their_order():
     assert expected == Reranker(PROFILE, Toy).rerank("a b c", DOCUMENTS)
     assert expected[:2] == Reranker(PROFILE, Toy).rerank("a b c", DOCUMENTS, k=2)
     assert expected == Reranker(PROFILE, Toy).rerank("a b c", tuple(DOCUMENTS), k=9)
+    many = answer(np.arange(100, dtype=np.float32) % 2).rerank("a", ["b"] * 100)
+    assert [*range(1, 100, 2), *range(0, 100, 2)] == [ranked.position for ranked in many]
 
 
 def test_nothing_to_rank_loads_nothing():
@@ -119,6 +122,7 @@ def test_first_use_from_32_threads_loads_once():
 
     def load():
         loads.append(1)
+        threading.Event().wait(0.05)  # the others come meanwhile
         return Toy()
 
     reranker = Reranker(PROFILE, load)
@@ -203,6 +207,8 @@ def test_a_forked_child_loads_its_own_although_a_lock_was_held():
     child = os.fork()
     if child == 0:
         code = 1
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(20)  # a child that hangs ends by itself
         try:
             go_on.set()
             code = 0 if reranker.rerank("a b c", DOCUMENTS)[0] == Ranked(3, 3.0) and loads[-1] == os.getpid() else 2

@@ -20,7 +20,7 @@ from embedkit.testing import PROVIDER_CHECKS, ProviderCase, ToyOptions, toy_prov
 def build_case(provider=None, **changes):
     """Make a case of a toy provider, or of a broken one."""
     provider = provider or toy_provider(prompts={"query": "query: "})
-    return ProviderCase(provider=provider, profile=Profile(provider="toy", model="toy-1", **changes))
+    return ProviderCase(provider=provider, profile=Profile(**{"provider": "toy", "model": "toy-1", **changes}))
 
 
 class Altered:
@@ -261,6 +261,13 @@ def test_toy_tells_texts_apart_and_puts_shared_words_near():
         nearest = found.find_nearest(embedder.embed_query("when does the heat pump warm my house"), k=1)
     assert 4 == len(np.unique(found.vectors, axis=0))
     assert 2 == nearest[0][0]
+
+
+def test_toy_of_another_model_is_another_space():
+    """Each model name has its own vectors, as each real model has."""
+    embedders = [build_case(model=name).build_embedder() for name in ("toy-1", "toy-2")]
+    assert embedders[0].space != embedders[1].space
+    assert not np.allclose(embedders[0].embed_query("a text"), embedders[1].embed_query("a text"))
 
 
 def test_toy_gives_the_same_vectors_in_another_process():

@@ -10,7 +10,7 @@ from pathlib import Path
 import attrs
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -25,6 +25,7 @@ from embedkit.vectors import (
     format_rows,
     join,
     join_reports,
+    read_end,
     read_vectors,
     require_vector_file,
     scale_to_unit,
@@ -95,6 +96,7 @@ def test_similarity_refuses_another_space():
     assert (SPACE, other.space) == (caught.value.expected, caught.value.found)
 
 
+@settings(deadline=None)
 @given(hnp.arrays(np.float32, (4, 3), elements=st.floats(-1e6, 1e6, width=32)))
 def test_cosines_never_leave_their_range(vectors):
     """Rounding can step over 1: what is done with a cosine (an arc cosine) must not fail on it."""
@@ -116,6 +118,9 @@ def test_nearest_rows_come_best_first_and_ties_in_their_order():
     assert [1, 2, 3] == [row for row, _ in found]
     np.testing.assert_allclose([1, 1, np.sqrt(0.5)], [score for _, score in found], rtol=1e-6)
     assert 4 == len(embeddings.find_nearest(np.array([5, 0, 0], np.float32)))
+    ties = build([[row % 3 == 0, row % 3 == 1, row % 3 == 2] for row in range(99)])
+    found = ties.find_nearest(np.array([3, 2, 1], np.float32), k=99)
+    assert [*range(0, 99, 3), *range(1, 99, 3), *range(2, 99, 3)] == [row for row, _ in found]
 
 
 # ---------- what a provider may return
@@ -211,6 +216,27 @@ def test_file_gives_back_vectors_space_and_positions(tmp_path, suffix):
 
 
 @SUFFIXES
+def test_positions_are_kept_whatever_their_size(tmp_path, suffix):
+    """A row far down a long file is found where it was."""
+    path = tmp_path / f"vectors{suffix}"
+    lost = dict.fromkeys(range(70_000), BackendError("x"))
+    write_vectors(path, build([[1, 2, 3]], n_texts=70_001, failures=lost))
+    assert (70_000,) == read_vectors(path).positions
+
+
+@SUFFIXES
+def test_file_is_put_in_place_whole(tmp_path, suffix):
+    """The old file is not written over: whoever has it, has all of it."""
+    path, kept = tmp_path / f"vectors{suffix}", tmp_path / "kept"
+    write_vectors(path, build([[1, 2, 3]]))
+    before = path.read_bytes()
+    kept.hardlink_to(path)
+    write_vectors(path, build([[4, 5, 6], [7, 8, 9]]))
+    assert before == kept.read_bytes()
+    assert 2 == len(read_vectors(path))
+
+
+@SUFFIXES
 def test_file_of_no_vectors_is_a_file(tmp_path, suffix):
     """Nothing embedded is written and read as nothing, with its space."""
     path = tmp_path / f"none{suffix}"
@@ -220,6 +246,7 @@ def test_file_of_no_vectors_is_a_file(tmp_path, suffix):
 
 
 @SUFFIXES
+@settings(deadline=None)
 @given(
     vectors=hnp.arrays(
         np.float32,
@@ -236,6 +263,7 @@ def test_files_keep_every_bit_of_float32(suffix, vectors):
     assert vectors.tobytes() == found.tobytes()
 
 
+@settings(deadline=None)
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_nine_digits_are_float32_exactly(number):
     """Every float32, denormal ones too, comes back out of its line of text."""
@@ -247,6 +275,64 @@ def test_rows_of_a_stream_are_written_with_counted_positions():
     """A part of a stream is written with the positions of the whole."""
     lines = list(format_rows(build([[1, 2, 3]], n_texts=2, failures={0: BackendError("x")}), offset=10))
     assert ['{"position":11,"vector":[1,2,3]}'] == lines
+
+
+def write_lines(path, *lines, end="\n"):
+    """Write the header of a vector file and some lines."""
+    path.write_text("\n".join([format_header(SPACE), *lines]) + end, encoding="utf-8", newline="\n")
+    return path.stat().st_size
+
+
+def test_end_of_a_file_says_where_to_go_on(tmp_path):
+    """How many texts are done, the last vector to compare with, and where the next line goes. Fault 85."""
+    path = tmp_path / "vectors.jsonl"
+    n_bytes = write_lines(path, '{"position":0,"vector":[1,2,3]}', '{"position":6,"vector":[4,5,6]}')
+    end = read_end(path)
+    assert (SPACE, 7, [4, 5, 6], n_bytes) == (end.space, end.n_texts, end.last.tolist(), end.n_bytes)
+    assert np.float32 == end.last.dtype
+
+
+@pytest.mark.parametrize("cut_off", ["", '{"posi', '{"position":1,"vector":[1,2,3]}'])
+def test_line_that_was_cut_off_is_not_counted(tmp_path, cut_off):
+    """A line is whole when its end is there: what a kill left behind is written again. Fault 85."""
+    path = tmp_path / "vectors.jsonl"
+    n_bytes = write_lines(path, '{"position":0,"vector":[1,2,3]}')
+    write_lines(path, '{"position":0,"vector":[1,2,3]}', cut_off, end="")
+    end = read_end(path)
+    assert (1, [1, 2, 3], n_bytes) == (end.n_texts, end.last.tolist(), end.n_bytes)
+
+
+def test_file_with_no_more_than_its_header_starts_at_the_first_text(tmp_path):
+    """Without a vector there is nothing to compare; without a whole header there is nothing to go on with."""
+    path = tmp_path / "vectors.jsonl"
+    n_bytes = write_lines(path)
+    end = read_end(path)
+    assert (SPACE, 0, None, n_bytes) == (end.space, end.n_texts, end.last, end.n_bytes)
+    write_lines(path, end="")
+    assert read_end(path) is None
+    path.write_bytes(b"")
+    assert read_end(path) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"some notes of mine\n", "JSONDecodeError"),
+        (b'{"embedkit_vectors": 1, "space": []}\n', "AttributeError"),
+        (b"[" * 100_000 + b"\n", "RecursionError"),
+        (f"{format_header(SPACE)}\nnotes\n".encode(), "line 2 is no row of a vector file"),
+        (f'{format_header(SPACE)}\n{{"position":0,"vector":[1]}}\n'.encode(), "line 2 is no position with 3 numbers"),
+    ],
+)
+def test_other_file_is_not_gone_on_with(tmp_path, content, says):
+    """A file that is something else is named, and is not touched."""
+    path = tmp_path / "notes.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_end(path)
+    assert caught.value.problem.startswith(f"{path} is not a vector file: ")
+    assert says in caught.value.problem
+    assert content == path.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["vectors", "vectors.txt", "vectors.npy", "vectors.JSONL.gz"])
@@ -417,6 +503,7 @@ def test_pickled_objects_in_an_archive_are_never_loaded(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_damage_is_read_as_other_vectors(data):
     """An archive with a wrong byte is refused, or the byte was of no account: never other numbers or another error."""

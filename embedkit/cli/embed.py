@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, Protocol
 
@@ -181,7 +181,9 @@ class _Work:
                 self._add(part)
         except IncompleteError as error:
             self._add(_cut_at_gap(error.done, min(error.missing) - self.n_done))
-            self._locate(error, error.missing)
+            # Of what a provider gave up as a whole no text is to blame.
+            if isinstance(error.__cause__, InputError):
+                self._locate(error, error.missing)
             raise
         except InputError as error:
             self._locate(error, error.positions)
@@ -278,7 +280,8 @@ class _Lines:
 
     def write(self, part: Embeddings, offset: int, documents: list[Document]) -> None:  # noqa: ARG002
         self._write_header(part.space)
-        sys.stdout.writelines(f"{row}\n" for row in format_rows(part, offset=offset))
+        # In one piece: an interruption then leaves whole parts, also where stdout is not buffered.
+        sys.stdout.write("".join(f"{row}\n" for row in format_rows(part, offset=offset)))
         sys.stdout.flush()
 
     def finish(self, space: Space) -> None:
@@ -343,8 +346,10 @@ class _LinesFile:
             self._open(space).close()
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        # What could not be written before cannot be written now, and that was said already.
+        with suppress(OSError):
+            if self._file is not None:
+                self._file.close()
 
     def describe_kept(self, n_done: int) -> str:
         return _describe_file(self._path, n_done)
@@ -353,9 +358,10 @@ class _LinesFile:
         if self._file is None:
             # Opened only when there is something to write: a failure before that leaves an older file as it is.
             self._file = self._path.open("r+b" if self._end else "wb")
-            self._file.truncate(self._end)
-            self._file.seek(self._end)
-            if not self._end:
+            if self._end:
+                self._file.truncate(self._end)
+                self._file.seek(self._end)
+            else:
                 self._file.write(f"{format_header(space)}\n".encode())
         return self._file
 

@@ -14,11 +14,11 @@ from embedkit.config import Config, read_config, show_path
 from embedkit.errors import ConfigError, PluginError
 from embedkit.options import CALL, DEFAULT, Origin, Secret, list_options
 from embedkit.profile import Profile
-from embedkit.registry import Registry
 from embedkit.resolve import resolve_options, resolve_profile
 
 if TYPE_CHECKING:
     from embedkit.protocols import Provider
+    from embedkit.registry import Registry
 
 
 @attrs.frozen(kw_only=True)

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -25,7 +26,9 @@ from embedkit.cli.pull import pull
 from embedkit.cli.search import search
 from embedkit.cli.use import use
 from embedkit.errors import ConfigError, EmbedkitError, InputError, PluginError, SpaceMismatchError
-from embedkit.registry import Registry
+
+if TYPE_CHECKING:
+    from embedkit.registry import Registry
 
 DONE, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 

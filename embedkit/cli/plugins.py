@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from embedkit.cli import output
 from embedkit.cli.arguments import find_registry, json_option
-from embedkit.registry import Registry
+
+if TYPE_CHECKING:
+    from embedkit.registry import Registry
 
 
 @click.command(

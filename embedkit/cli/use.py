@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import attrs
 import click
@@ -26,8 +26,10 @@ from embedkit.env_file import EnvChange, comment_out, read_env_file, set_variabl
 from embedkit.errors import EmbedkitError, PluginError, UnknownProfileError
 from embedkit.options import CALL, list_options
 from embedkit.profile import Profile
-from embedkit.registry import Registry
 from embedkit.resolve import IDENTITY_KEYS, resolve_profile
+
+if TYPE_CHECKING:
+    from embedkit.registry import Registry
 
 Comparable = Literal["yes", "no", "unknown"]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -256,10 +257,15 @@ class Terminal:
         os.close(slave)
         self.text = ""
 
+    @property
+    def plain(self):
+        """What is shown, without what steers the terminal."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.text)
+
     def wait_for(self, expected, timeout_s=30):
         """Read until a text appears."""
         deadline = time.monotonic() + timeout_s
-        while expected not in self.text:
+        while expected not in self.plain:
             assert time.monotonic() < deadline, f"{expected!r} did not appear in: {self.text}"
             assert self._read(), f"the process ended without {expected!r}: {self.text}"
 

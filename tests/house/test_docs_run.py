@@ -1,9 +1,10 @@
 """
 The documentation is true: its blocks run, and print what they say.
 
-- `console`: lines after `$ ` are typed into a shell; the lines below are the output, where a line `…` stands for any lines, and `…`
-  inside a line for any text. Without output lines only success counts.
-- `python`: the blocks of a page run one after the other in one process; a `text` block right below is what the block prints.
+- `console`: lines after `$ ` are typed into a shell; the lines below are the output, where a line `…` stands for any
+  lines, and `…` inside a line for any text. Without output lines only success counts.
+- `python`: the blocks of a page run one after the other in one process; a `text` block right below is what the block
+  prints.
 - `toml`: is parsed.
 - A block that cannot run on every machine carries its reason in the line above: `<!-- not run: … -->`.
 """
@@ -26,7 +27,9 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "plugins").glob("*/README.md")),
 ]
-BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^>]*?) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"(?:^<!-- (?P<mark>[^>]*?) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 KNOWN_LANGUAGES = {"console", "python", "text", "toml", "ini", "json", "sql", ""}
 
 
@@ -75,7 +78,9 @@ def to_pattern(expected):
 
 def require_output(expected, found):
     """Compare what was printed with what the page says."""
-    assert to_pattern(expected).match(found.strip("\n") + "\n"), f"the page says:\n{expected}\nand this was printed:\n{found}"
+    assert to_pattern(expected).match(found.strip("\n") + "\n"), (
+        f"the page says:\n{expected}\nand this was printed:\n{found}"
+    )
 
 
 def list_commands(body):

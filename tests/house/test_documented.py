@@ -92,14 +92,25 @@ def test_the_promised_surface_is_there():
 
 def test_public_classes_describe_each_of_their_fields():
     """An attrs class of the core says what each field holds."""
-    for name in ("protocols.Batch", "protocols.Provider", "vectors.Report", "vectors.Embeddings", "space.Space", "api.Setup"):
+    for name in (
+        "protocols.Batch",
+        "protocols.Provider",
+        "vectors.Report",
+        "vectors.Embeddings",
+        "space.Space",
+        "api.Setup",
+    ):
         module, _, kind = name.partition(".")
         described = getattr(__import__(f"embedkit.{module}", fromlist=[kind]), kind)
-        missing = [field.name for field in attrs.fields(described) if field.init and f"{field.name}:" not in described.__doc__]
+        missing = [
+            field.name for field in attrs.fields(described) if field.init and f"{field.name}:" not in described.__doc__
+        ]
         assert [] == missing, name
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "plugins").glob("*/README.md"))], ids=str)
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "plugins").glob("*/README.md"))], ids=str
+)
 def test_no_link_is_dead(page):
     """Every relative link leads to a file, and every anchor to a heading."""
     for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
@@ -118,6 +129,31 @@ def test_models_are_named_in_one_place():
     sources = [*(ROOT / "embedkit").rglob("*.py"), *(ROOT / "plugins").glob("*/embedkit_*/**/*.py")]
     named = [(path.name, model) for path in sources for model in models if model in path.read_text(encoding="utf-8")]
     assert [] == named
+
+
+def strip_docstrings(source):
+    """Give the code of a module without docstrings, in one form."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            body.pop(0)
+    return ast.unparse(tree)
+
+
+def test_the_provider_that_authors_copy_is_the_one_that_is_tested():
+    """The page's block and the example's module are the same code, under 40 lines."""
+    source = (ROOT / "plugins/embedkit-example/embedkit_example/plugin.py").read_text(encoding="utf-8")
+    page = (ROOT / "docs/writing-a-provider.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    code = strip_docstrings(source)
+    assert code in [strip_docstrings(block) for block in blocks]
+    assert len(code.splitlines()) < 40
 
 
 def list_requirements():

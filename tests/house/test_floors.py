@@ -40,7 +40,7 @@ def list_modules() -> list[str]:
 
 
 def list_imports(tree: ast.AST, *, top_only: bool = False) -> Iterator[str]:
-    """Give the dotted name of every module that is imported; what stands under TYPE_CHECKING is for type checkers only."""
+    """Give the dotted name of every module that is imported, but for type checkers only."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -62,9 +62,7 @@ def find_steps_up(module: str, tree: ast.AST) -> list[str]:
     """Give the imports of a module that are not from a lower floor."""
     imported = {name.removeprefix("embedkit.") for name in list_imports(tree) if name.startswith("embedkit.")}
     return sorted(
-        name
-        for name in imported
-        if name in FLOOR_BY_MODULE and FLOOR_BY_MODULE[name] >= FLOOR_BY_MODULE[module]
+        name for name in imported if name in FLOOR_BY_MODULE and FLOOR_BY_MODULE[name] >= FLOOR_BY_MODULE[module]
     )
 
 

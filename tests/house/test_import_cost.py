@@ -44,7 +44,14 @@ def test_the_library_stays_light(statement):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--help",), ("profiles",), ("profiles", "--json"), ("explain", "quality"), ("plugins",), ("use", "mini", "--dry-run")],
+    [
+        ("--help",),
+        ("profiles",),
+        ("profiles", "--json"),
+        ("explain", "quality"),
+        ("plugins",),
+        ("use", "mini", "--dry-run"),
+    ],
     ids=" ".join,
 )
 def test_the_command_line_stays_light(arguments):

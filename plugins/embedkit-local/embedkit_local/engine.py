@@ -79,7 +79,9 @@ class TokenEngine:
             )
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._n_special = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        # Counted on a text: what a chain of post-processors declares is not always what it adds.
+        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
+        self._n_special = len(self._tokenizer.encode("a").ids) - len(bare)
         # What transformers' own tokenizer class puts at the end already is not put there twice.
         self._appended = () if self._tokenizer.encode("a").ids[-len(appended) :] == list(appended) else appended
         if max_tokens is not None:

@@ -6,6 +6,8 @@ Owns which files are needed, and how far the download has come. Loads nothing.
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -19,11 +21,21 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from embedkit.errors import EmbedkitError, ModelLoadError
 from embedkit.protocols import FetchProgress
-from embedkit_local.foreign import translate_fetch_error
-from embedkit_local.model_files import PACKAGE_PREFIX, find_place, is_path_like, name_repository
+from embedkit_local.foreign import is_without_answer, translate_fetch_error
+from embedkit_local.model_files import (
+    PACKAGE_PREFIX,
+    find_hub_cache,
+    find_missing,
+    find_place,
+    is_commit,
+    is_path_like,
+    name_repository,
+)
 
 if TYPE_CHECKING:
     from embedkit_local.options import LocalOptions
+
+_logger = logging.getLogger("embedkit")
 
 _POLL_S = 0.2
 _WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
@@ -35,7 +47,7 @@ def fetch(
     model: str, options: LocalOptions, *, endpoint: str | None = None, poll_s: float = _POLL_S
 ) -> Iterator[FetchProgress]:
     """
-    Fetch what is missing of a hub model; a directory or a package has nothing to fetch.
+    Fetch what is missing of a hub model; a directory, a package or a whole model of a pinned commit lacks nothing.
 
     Args:
         model: What the profile calls the model.
@@ -56,12 +68,19 @@ def fetch(
         find_place(model, None, hub_cache=Path())
         return
     repository = name_repository(model)
+    place = find_place(model, options.revision, hub_cache=find_hub_cache(os.environ))
+    is_here = place is not None and not find_missing(place)
+    if is_here and is_commit(options.revision or ""):
+        return
     try:
         yield from _download(repository, options, endpoint, poll_s)
     except EmbedkitError:
         raise
     except Exception as error:
-        raise translate_fetch_error(error, model) from error
+        translated = translate_fetch_error(error, model)
+        if not is_here or not is_without_answer(error):
+            raise translated from error
+        _logger.warning("%s is here; whether the hub has a newer one could not be asked.", model)
 
 
 class _Stopped(Exception):  # noqa: N818  # nobody's fault

@@ -40,6 +40,17 @@ from embedkit_local.devices import explain_fork, is_fork_error
 _PULL = "try again: embedkit pull"
 
 
+# Read after the rules for answers: the classes of those derive from the client's too.
+_NO_ANSWER = (
+    OfflineModeIsEnabled,
+    LocalEntryNotFoundError,
+    ClientError,
+    ConnectionError,
+    TimeoutError,
+    socket.gaierror,
+)
+
+
 @attrs.frozen(kw_only=True)
 class _Rule:
     """
@@ -127,7 +138,7 @@ _FETCH_RULES = (
         hint=_PULL,
     ),
     _Rule(
-        kinds=(LocalEntryNotFoundError, ClientError, ConnectionError, TimeoutError, socket.gaierror),
+        kinds=_NO_ANSWER,
         error=ModelLoadError,
         problem="The model {model!r} is not on this machine, and the hub cannot be reached: {reason}",
         hint="fetch it once where there is a network: embedkit pull; then HF_HUB_OFFLINE=1 works without one",
@@ -181,6 +192,11 @@ _LOAD_RULES = (
         hint="its files may not belong together: fetch the model again, or name another",
     ),
 )
+
+
+def is_without_answer(error: Exception) -> bool:
+    """Whether the hub could not be asked at all."""
+    return isinstance(error, _NO_ANSWER) and not isinstance(error, HfHubHTTPError)
 
 
 def translate_fetch_error(error: Exception, model: str) -> EmbedkitError:

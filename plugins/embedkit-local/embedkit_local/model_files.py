@@ -274,6 +274,11 @@ def is_path_like(model: str) -> bool:
     return model.startswith((".", "~")) or "\\" in model or Path(model).is_absolute() or exists
 
 
+def is_commit(revision: str) -> bool:
+    """Whether a revision names one commit for ever, unlike a branch or a tag."""
+    return _COMMIT.fullmatch(revision) is not None
+
+
 def find_hub_cache(environ: Mapping[str, str]) -> Path:
     """Give the directory where huggingface_hub keeps models, by the same variables that it reads."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
@@ -308,7 +313,7 @@ def find_place(model: str, revision: str | None, *, hub_cache: Path) -> Place | 
     repository = name_repository(model)
     folder = hub_cache / f"models--{repository.replace('/', '--')}"
     commit = revision or "main"
-    if not _COMMIT.fullmatch(commit):
+    if not is_commit(commit):
         try:
             commit = (folder / "refs" / commit).read_text(encoding="utf-8").strip()
         except (OSError, ValueError):

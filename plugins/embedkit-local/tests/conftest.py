@@ -10,10 +10,12 @@ import torch
 from embedkit_local.backend import load_backend
 from embedkit_local.options import LocalOptions
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, Qwen2Config, Qwen2Model
+from transformers import BertConfig, BertModel, Gemma3TextConfig, Gemma3TextModel, Qwen2Config, Qwen2Model
 from transformers import logging as transformers_logging
 
 from embedkit.profile import Profile
+
+FAMILIES = {"qwen2": (Qwen2Config, Qwen2Model), "gemma3": (Gemma3TextConfig, Gemma3TextModel)}
 
 WORDS = [*"abcdefghijklmnopqrstuvwxyz", *(f"word{number}" for number in range(200)), "query", "passage", ":"]
 
@@ -98,13 +100,14 @@ def make_bert(tmp_path):
 
 @pytest.fixture
 def make_qwen(tmp_path):
-    """Write a random Qwen2 of two layers with last-token pooling, laid out as gte-Qwen2 is."""
+    """Write a random Qwen2, or another decoder, of two layers with last-token pooling, laid out as gte-Qwen2 is."""
 
-    def make(name="qwen", *, is_causal=None, template=None, add_eos_token=None, **modules):
+    def make(name="qwen", *, family="qwen2", is_causal=None, template=None, add_eos_token=None, **modules):
         directory = tmp_path / name
         tokenizer, n_tokens = build_tokenizer(special=["<|endoftext|>", "[UNK]"], template=template)
         torch.manual_seed(1)
-        config = Qwen2Config(
+        config_class, model_class = FAMILIES[family]
+        config = config_class(
             vocab_size=n_tokens,
             hidden_size=32,
             num_hidden_layers=2,
@@ -112,12 +115,13 @@ def make_qwen(tmp_path):
             num_key_value_heads=2,
             intermediate_size=64,
             max_position_embeddings=256,
+            head_dim=8,
             initializer_range=0.3,
             pad_token_id=0,
             eos_token_id=0,
             **({} if is_causal is None else {"is_causal": is_causal}),
         )
-        Qwen2Model(config).save_pretrained(directory)
+        model_class(config).save_pretrained(directory)
         tokenizer.save(str(directory / "tokenizer.json"))
         write_json(
             directory / "tokenizer_config.json",

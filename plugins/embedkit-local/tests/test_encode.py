@@ -116,6 +116,22 @@ def test_max_tokens_beyond_the_positions_is_refused(make_bert, load):
         load(make_bert(), options={"max_tokens": 65})
 
 
+def test_model_without_a_limit_reads_texts_to_their_end(make_qwen, load):
+    """Where nothing states a limit, the cut-off in tokenizer.json is none either."""
+    directory = make_qwen()
+    (directory / "sentence_bert_config.json").unlink()
+    for name, key in [("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")]:
+        content = json.loads((directory / name).read_text(encoding="utf-8"))
+        del content[key]
+        (directory / name).write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.enable_truncation(8)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    backend = load(directory)
+    (batch,) = backend.encode(["a " * 300], role="document")
+    assert (None, 300, ()) == (backend.space.max_tokens, batch.n_tokens, tuple(batch.truncated))
+
+
 def test_max_tokens_without_room_for_a_text_is_refused(make_bert, load):
     """Two tokens are taken by [CLS] and [SEP]."""
     with pytest.raises(ModelLoadError, match="no room"):
@@ -213,6 +229,19 @@ def test_eos_of_the_tokenizer_is_not_appended_twice(make_qwen, load, embed, text
     np.testing.assert_allclose(embed(with_option, texts), reference(directory, texts), atol=1e-5)
 
 
+def test_promised_end_that_does_not_come_is_refused(make_qwen, load):
+    """append_eos is checked on real tokens, whatever the tokenizer's file seems to say."""
+    directory = make_qwen(template="$A <|endoftext|>")
+    path = directory / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    first = content["post_processor"]
+    second = json.loads(json.dumps(first).replace("<|endoftext|>", "[UNK]").replace('"ids": [0]', '"ids": [1]'))
+    content["post_processor"] = {"type": "Sequence", "processors": [second, first]}
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ModelLoadError, match="does not end"):
+        load(directory, options={"append_eos": True})
+
+
 def test_add_eos_token_of_the_tokenizer_configuration_is_honoured(make_qwen, load):
     """What transformers 5 drops is done here, and the option can refuse it."""
     directory = make_qwen(add_eos_token=True)
@@ -228,9 +257,10 @@ def test_append_eos_without_such_a_token_is_refused(make_bert, load):
 
 
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
-def test_attention_option_turns_a_decoder(make_qwen, load, attention):
+@pytest.mark.parametrize("family", ["qwen2", "gemma3"])
+def test_attention_option_turns_a_decoder(make_qwen, load, attention, family):
     """A later token moves the first token's state exactly when attention is bidirectional, alone and padded."""
-    backend = load(make_qwen(), options={"attention": attention})
+    backend = load(make_qwen(family=family), options={"attention": attention})
     assert attention == backend.space.attention
     first, second = (_first_state(backend, pair) for pair in (["a b"], ["a c"]))
     assert (attention == "causal") == np.allclose(first, second, atol=1e-6)

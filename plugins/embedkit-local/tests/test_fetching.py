@@ -156,6 +156,18 @@ def test_loading_fetches_once_and_then_needs_no_network(repository):
     assert COMMIT == run(LOAD, endpoint).stdout.strip()
 
 
+def test_pulling_again_without_a_network_is_no_failure(repository):
+    """What is here stays: a pinned commit is not even asked for, and for a branch a warning is logged."""
+    with serve(repository) as (endpoint, asked):
+        run(FETCH, endpoint, lines="owner/tiny main\n")
+        n_asked = len(asked)
+        done = run(FETCH, endpoint, lines=f"owner/tiny {COMMIT}\n")
+        assert (0, "", n_asked) == (done.returncode, done.stdout, len(asked)), done
+    done = run(FETCH, endpoint, lines="owner/tiny main\n")
+    assert (0, "") == (done.returncode, done.stdout), done
+    assert "owner/tiny is here" in done.stderr
+
+
 def test_offline_without_the_model_names_the_variable(repository):
     """HF_HUB_OFFLINE is named, and the mend; no traceback. Fault 70."""
     done = run(LOAD, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
