@@ -20,9 +20,9 @@ from embedkit.vectors import Embeddings, join, read_vectors, write_vectors
 __version__ = "0.1.0"
 
 __all__ = [
-    "EmbedkitError",
     "Embedder",
     "Embeddings",
+    "EmbedkitError",
     "Profile",
     "Reranker",
     "Space",

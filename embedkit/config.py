@@ -310,9 +310,7 @@ def _miss_file(path: Path, origin: Origin, variable: str) -> ConfigError:
     return ConfigError(f"There is no file {path}.", origin=str(origin), hint=f"unset {variable}, or create the file")
 
 
-def _find_env_file(
-    environ: Mapping[str, str], directory: Path, chosen: Path | None = None
-) -> tuple[Path | None, Path]:
+def _find_env_file(environ: Mapping[str, str], directory: Path, chosen: Path | None = None) -> tuple[Path | None, Path]:
     """Find the `.env` between the working directory and the project's root; also say where a new one belongs."""
     if chosen is not None:
         path = directory / chosen

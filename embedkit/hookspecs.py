@@ -1,8 +1,8 @@
 """
 The hooks that embedkit calls, and the marker that plugins put on theirs.
 
-Owns the hook names and their arguments. A hook returns frozen values; a plugin never receives the parser, the configuration or the
-registry.
+Owns the hook names and their arguments. A hook returns frozen values; a plugin never receives the parser, the
+configuration or the registry.
 """
 
 from __future__ import annotations

@@ -145,10 +145,8 @@ def rank_passages(
     if k < 1:
         raise InputError(f"k must be at least 1, not {k}.", hint="leave it out for 10 hits")
     direction = embedder.embed_query(query)[np.newaxis, :]
-    parts = [np.zeros(0, np.float32)]
-    for window in embedder.stream_documents((passage.text for passage in passages), progress=progress):
-        parts.append(compute_cosines(window.vectors, direction)[:, 0])
-    scores = np.concatenate(parts)
+    windows = embedder.stream_documents((passage.text for passage in passages), progress=progress)
+    scores = np.concatenate([np.zeros(0, np.float32), *(compute_cosines(w.vectors, direction)[:, 0] for w in windows)])
     best = np.argsort(-scores.round(_SCORE_DECIMALS), kind="stable")[:k]
     return [Hit(passages[row], float(scores[row])) for row in best]
 

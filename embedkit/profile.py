@@ -8,7 +8,7 @@ Owns the keys of `profiles.toml` and their types; each key is one field here. Re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
 
@@ -34,6 +34,10 @@ class Reference:
     text: str = option(help="embedded as a document, without a prompt")
     components: tuple[float, ...] = option(help="leading components of the published vector")
     source: str = option(help="who published it")
+
+
+def _copy(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(mapping)
 
 
 def _read_settings(declared: Profile | RerankerProfile) -> None:
@@ -95,7 +99,7 @@ class Profile:
         help='put before each document; left out: the model\'s own; "": none, on purpose', default=None
     )
     normalize: bool = option(help="give every vector unit length", default=True)
-    too_long: TooLong = option(  # noqa: RUF009  # it gives a field
+    too_long: TooLong = option(  # it gives a field
         help='a text beyond the model\'s limit: "truncate" it and report so, or "error"',
         default="truncate",
         belongs_to="connection",
@@ -103,12 +107,12 @@ class Profile:
     reranker: str | None = option(
         help="the [rerankers.NAME] that ENABLE_RERANKER=true switches on", default=None, belongs_to="connection"
     )
-    reference: Reference | None = option(  # noqa: RUF009  # it gives a field
+    reference: Reference | None = option(  # it gives a field
         help="a published vector to check the loaded model against", default=None
     )
     price_per_million_tokens: float | None = option(help="for the cost in reports", default=None, at_least=0)
-    options: Mapping[str, object] = attrs.field(factory=dict, converter=dict, hash=False)
-    origins: Mapping[str, Origin] = attrs.field(factory=dict, converter=dict, eq=False, repr=False)
+    options: Mapping[str, object] = attrs.field(factory=dict, converter=_copy, hash=False)
+    origins: Mapping[str, Origin] = attrs.field(factory=dict, converter=_copy, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         _read_settings(self)
@@ -131,8 +135,8 @@ class RerankerProfile:
     )
     device: str = option(help="auto, cpu, cuda, cuda:N or mps", default="auto", belongs_to="machine", at_least=1)
     description: str = option(help="one line for people", default="")
-    options: Mapping[str, object] = attrs.field(factory=dict, converter=dict, hash=False)
-    origins: Mapping[str, Origin] = attrs.field(factory=dict, converter=dict, eq=False, repr=False)
+    options: Mapping[str, object] = attrs.field(factory=dict, converter=_copy, hash=False)
+    origins: Mapping[str, Origin] = attrs.field(factory=dict, converter=_copy, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         _read_settings(self)

@@ -1,7 +1,8 @@
 """
 What plugins supply: recipes (`Provider`, `RerankProvider`) and what a recipe makes (`Backend`, `RerankBackend`).
 
-Owns shapes only; nothing here does work. Plugin authors import from here, and from `embedkit.space`, `.options`, `.errors`, `.testing`.
+Owns shapes only; nothing here does work. Plugin authors import from here, and from `embedkit.space`,
+`.options`, `.errors`, `.testing`.
 """
 
 from __future__ import annotations
@@ -83,12 +84,13 @@ class Backend(Protocol):
             role: What they are embedded as.
 
         Returns:
-            Batches as they finish, in any order, together covering every position once. Closing the iterator cancels the rest.
+            Batches as they finish, in any order, together covering every position once. Closing the iterator cancels
+            the rest.
         """
         ...
 
     def count_tokens(self, texts: Sequence[str]) -> list[int] | None:
-        """Count the tokens of each text, special tokens included, nothing cut off; None when the provider cannot tell."""
+        """Count the tokens of each text, special ones included, nothing cut off; None when the provider cannot tell."""
         ...
 
     def close(self) -> None:
@@ -125,13 +127,15 @@ class Provider(Generic[OptionsT]):
 
         summary: One line for people.
 
-        options: An attrs class whose fields are declared with `embedkit.options.option`; the core types a profile's options with it.
+        options: An attrs class whose fields are declared with `embedkit.options.option`; the core types a profile's options
+            with it.
 
         load: Makes a backend; may import heavy libraries, read files and reach the network.
 
         identify: Gives the space from files alone, without loading; None: known only after load.
 
-        fetch: Brings a profile's weights onto this machine; yields how far it has come, the total first. None: there is nothing to fetch.
+        fetch: Brings a profile's weights onto this machine; yields how far it has come, the total first. None: there is
+            nothing to fetch.
     """
 
     name: str

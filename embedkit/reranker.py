@@ -50,6 +50,11 @@ class Reranker:
         load: Makes the backend; called on first use.
     """
 
+    _backend: RerankBackend | None
+    _n_running: int
+    _state_lock: threading.Lock
+    _load_lock: threading.Lock
+
     def __init__(self, profile: RerankerProfile, load: Callable[[], RerankBackend]) -> None:
         self.profile = profile
         self._load = load
@@ -141,7 +146,7 @@ class Reranker:
         backend.close()
 
     def _start_afresh(self) -> None:
-        self._backend: RerankBackend | None = None
+        self._backend = None
         self._n_running = 0
         self._state_lock = threading.Lock()
         self._load_lock = threading.Lock()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 import attrs
@@ -16,6 +16,10 @@ import attrs
 from embedkit.errors import ContractError, SpaceMismatchError
 
 _PROVENANCE = ("model", "revision")
+
+
+def _to_tuple(tokens: Iterable[int]) -> tuple[int, ...]:
+    return tuple(tokens)
 
 
 @attrs.frozen(kw_only=True)
@@ -54,7 +58,7 @@ class Space:
     normalized: bool = attrs.field(eq=False)
     pooling: str = attrs.field(default="", eq=False)
     attention: str = attrs.field(default="", eq=False)
-    appended_tokens: tuple[int, ...] = attrs.field(default=(), converter=tuple, eq=False)
+    appended_tokens: tuple[int, ...] = attrs.field(default=(), converter=_to_tuple, eq=False)
     document_prompt: str = attrs.field(default="", eq=False)
     max_tokens: int | None = attrs.field(default=None, eq=False)
     model: str = attrs.field(default="", eq=False)

@@ -239,6 +239,17 @@ def test_a_named_env_file_that_is_not_there_is_an_error(project):
     assert f"environment variable {ENV_FILE_VARIABLE}" == error.origin
 
 
+def test_an_env_file_that_the_call_names_is_read_instead_of_all_others(project):
+    """As `embedkit use --env-file` does, which may be about to write it: it need not exist."""
+    write(project / ".env", "A=1\n")
+    environ = {ENV_FILE_VARIABLE: "gone.env"}
+    config = read_config(environ=environ, directory=project, env_file=Path("new.env"))
+    assert (None, project / "new.env") == (config.env_file, config.new_env_file)
+    path = write(project / "new.env", "B=2\n")
+    config = read_config(environ=environ, directory=project, env_file=path)
+    assert (path, path, {"B", ENV_FILE_VARIABLE}) == (config.env_file, config.new_env_file, config.variables.keys())
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [

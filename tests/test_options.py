@@ -50,8 +50,8 @@ class Settings:
     numbers: tuple[float, ...] = option(help="a list", default=())
     words: tuple[str, ...] | None = option(help="a list", default=None)
     table: Mapping[str, object] | None = option(help="a table", default=None)  # it gives a field
-    corner: Corner | None = option(help="a table of its own", default=None)  # noqa: RUF009  # it gives a field
-    key_env: Secret | None = option(help="a key", default=None, belongs_to="connection")  # noqa: RUF009  # it gives a field
+    corner: Corner | None = option(help="a table of its own", default=None)  # it gives a field
+    key_env: Secret | None = option(help="a key", default=None, belongs_to="connection")  # it gives a field
     undeclared: int = 7
 
 

@@ -59,7 +59,7 @@ class Options:
     append_eos: bool = option(help="end each text", default=False)
     dtype: str = option(help="precision", default="float32", belongs_to="machine")
     base_url: str | None = option(help="the server", default=None, belongs_to="connection")
-    api_key_env: Secret | None = option(  # noqa: RUF009  # it gives a field
+    api_key_env: Secret | None = option(  # it gives a field
         help="the key", default=None, belongs_to="connection"
     )
 

@@ -295,7 +295,7 @@ def test_case_reads_secrets_from_its_own_variables():
 
     @attrs.frozen(kw_only=True)
     class KeyOptions:
-        api_key_env: Secret = option(help="names the variable", belongs_to="connection")  # noqa: RUF009  # gives a field
+        api_key_env: Secret = option(help="names the variable", belongs_to="connection")  # gives a field
 
     case = ProviderCase(
         provider=attrs.evolve(toy_provider(), options=KeyOptions),

@@ -241,10 +241,7 @@ def _prepare_old(
             None,
             [f"until now {PROFILE_VARIABLE} named {variable.value}, which is not declared ({variable.origin})"],
         )
-    try:
-        profile = resolve_profile(config, old_name, find_options=registry.find_options_class)
-    except EmbedkitError:
-        return None, None, []
+    profile = resolve_profile(config, old_name, find_options=registry.find_options_class)
     try:
         return profile, prepare(profile, config=config, registry=registry), []
     except EmbedkitError:
@@ -290,7 +287,7 @@ def _compare(
 ) -> tuple[Comparable, str]:
     """Say whether the vectors of two profiles are of one space, as far as that can be known without loading a model."""
     if old is None:
-        return "unknown", "the old profile cannot be resolved"
+        return "unknown", "the old profile is not declared"
     if _list_identity(old) == _list_identity(new):
         return "yes", "all that makes the space is the same"
     if old.dimensions is not None and new.dimensions is not None and old.dimensions != new.dimensions:

@@ -52,6 +52,10 @@ dimensions = 16
 provider = "blind"
 model = "unseen"
 
+[profiles.damaged]
+provider = "damaged"
+model = "half of it"
+
 [profiles.fetched]
 provider = "fetched"
 model = "far away"
@@ -88,7 +92,7 @@ import time
 import attrs
 import numpy as np
 from embedkit import hookimpl
-from embedkit.errors import RateLimitError
+from embedkit.errors import ModelLoadError, RateLimitError
 from embedkit.options import Secret, option
 from embedkit.protocols import FetchProgress, Provider, RerankProvider
 from embedkit.testing import toy_provider
@@ -120,6 +124,10 @@ def fail_late():
         raise RateLimitError("The quota is used up.", hint="wait until tomorrow")
 
 
+def refuse(profile, options):
+    raise ModelLoadError("The weights are damaged.")
+
+
 def divide(profile, options):
     return 1 / 0
 
@@ -147,8 +155,10 @@ def embedkit_providers():
         attrs.evolve(toy_provider(name="blind"), identify=lambda profile, options: None),
         attrs.evolve(toy_provider(name="fetched"), fetch=fetch),
         attrs.evolve(toy_provider(name="here"), fetch=lambda profile, options: iter(())),
+        attrs.evolve(toy_provider(name="damaged"), identify=refuse),
         toy_provider(name="tired", before_batch=fail_late),
         attrs.evolve(toy, name="buggy", load=divide),
+        Provider(name="plain", summary="has no options", options=NoOptions, load=divide),
         Provider(name="secretive", summary="keeps a secret", options=SecretOptions, load=divide),
     ]
 
@@ -179,7 +189,9 @@ def install(folder, name, source, version="1.0"):
     (folder / f"{module}.py").write_text(source, encoding="utf-8")
     information = folder / f"{module}-{version}.dist-info"
     information.mkdir()
-    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+    (information / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8"
+    )
     (information / "entry_points.txt").write_text(f"[embedkit]\n{name} = {module}\n", encoding="utf-8")
 
 
@@ -195,7 +207,9 @@ def stranger(tmp_path_factory):
 def project(tmp_path, monkeypatch, stranger):
     """Stand in a project of its own, with the stranger's plugin and no other, and no variable of ours."""
     for variable in list(os.environ):
-        if variable.startswith(("EMBEDDING_", "EMBEDKIT_", "ENABLE_RERANKER", "SHOP_KEY", "_EMBEDKIT")):
+        if variable.startswith(
+            ("EMBEDDING_", "EMBEDKIT_", "ENABLE_RERANKER", "SHOP_KEY", "_EMBEDKIT", "PYTHONUNBUFFERED")
+        ):
             monkeypatch.delenv(variable)
     monkeypatch.setenv("EMBEDKIT_PLUGINS", "toy-stranger")
     monkeypatch.setenv("PYTHONPATH", str(stranger))
@@ -277,10 +291,19 @@ class Terminal:
         """Send what Ctrl-C sends."""
         self._process.send_signal(signal.SIGINT)
 
-    def finish(self):
+    def interrupt_until_gone(self):
+        """Press Ctrl-C again and again: one that comes just before a process reads a line is seen only after it."""
+        while self._process.poll() is None:
+            self.interrupt()
+            patience = time.monotonic() + 3
+            while self._read() and time.monotonic() < patience:
+                pass
+
+    def finish(self, timeout_s=60):
         """Read to the end, and give the exit code."""
+        deadline = time.monotonic() + timeout_s
         while self._read():
-            pass
+            assert time.monotonic() < deadline, f"the process did not end: {self.text}"
         return self._process.wait(timeout=30)
 
     def close(self):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,9 +181,7 @@ def test_a_provider_that_gives_up_loses_nothing(launch, write, monkeypatch, proj
     assert 0 == third.code, third.stderr
     monkeypatch.delenv("EMBEDKIT_PROFILES")
     launch("embed", "texts.txt", "-o", f"whole.{name}")
-    np.testing.assert_array_equal(
-        read_vectors(project / f"whole.{name}").vectors, read_vectors(project / name).vectors
-    )
+    np.testing.assert_array_equal(read_vectors(project / f"whole.{name}").vectors, read_vectors(project / name).vectors)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that is sent to one process as Ctrl-C is")
@@ -202,9 +201,7 @@ def test_an_interruption_keeps_what_is_done(terminal, launch, lines, project, na
     assert 0 == result.code
     assert "34 texts in " in result.stderr
     launch("embed", "texts.txt", "-o", f"whole.{name}")
-    np.testing.assert_array_equal(
-        read_vectors(project / f"whole.{name}").vectors, read_vectors(project / name).vectors
-    )
+    np.testing.assert_array_equal(read_vectors(project / f"whole.{name}").vectors, read_vectors(project / name).vectors)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signal that is sent to one process as Ctrl-C is")
@@ -366,9 +363,9 @@ def test_truncated_texts_are_counted_and_named(call, write, monkeypatch):
 
 def test_a_full_disk_is_an_error_and_no_traceback(call, lines, project):
     """The file and the reason are named."""
-    if not os.path.exists("/dev/full"):
+    if not Path("/dev/full").exists():
         pytest.skip("this machine has no /dev/full")
-    os.symlink("/dev/full", project / "out.jsonl")
+    (project / "out.jsonl").symlink_to("/dev/full")
     result = call("embed", "texts.txt", "-o", "out.jsonl", "--force")
     assert 1 == result.code
     assert "out.jsonl cannot be written: No space left on device." in result.stderr

@@ -130,6 +130,33 @@ def test_the_files_that_were_read_are_named(call, project):
     assert ".env      none; it would be .env" in call("explain").stdout
 
 
+def test_a_missing_file_of_profiles_and_a_misspelt_variable_are_said(call, project, monkeypatch):
+    """Faults 1 and 11. Both may be why a value is not the one that somebody expects."""
+    (project / "profiles.toml").unlink()
+    monkeypatch.setenv("EMBEDDING_BATCHSIZE", "7")
+    result = call("explain", "mini")
+    assert 0 == result.code
+    assert f"no profiles.toml of your own from {project} upward" in result.stdout
+    assert "warning: EMBEDDING_BATCHSIZE is no variable of embedkit" in result.stderr
+    assert 1 == len(call("explain", "mini", "--json").json["warnings"])
+
+
+def test_a_table_inside_a_profile_is_shown(call, write, monkeypatch):
+    """The reference vector of a model, and nothing where a provider has no options."""
+    text = """
+    [profiles.known]
+    provider = "plain"
+    model = "words"
+    reference = { text = "hello", components = [0.5, 1], source = "a page" }
+    """
+    monkeypatch.setenv("EMBEDKIT_PROFILES", str(write("known.toml", text)))
+    data = call("explain", "known", "--json").json
+    expected = {"text": "hello", "components": [0.5, 1.0], "source": "a page"}
+    assert expected == data["settings"]["reference"]["value"]
+    assert {} == data["options"]
+    assert "\noption " not in call("explain", "known").stdout
+
+
 def test_an_unknown_profile_is_refused(call):
     """Fault 6."""
     result = call("explain", "lagre")

@@ -86,7 +86,8 @@ def test_an_option_that_nothing_is_known_of_is_judged_by_its_name(expected, key,
 
 
 @pytest.mark.parametrize(
-    ("expected", "n_bytes"), [("0 B", 0), ("999 B", 999), ("1 kB", 1000), ("91.2 MB", 91_160_000), ("3.55 GB", 3_553_000_000)]
+    ("expected", "n_bytes"),
+    [("0 B", 0), ("999 B", 999), ("1 kB", 1000), ("91.2 MB", 91_160_000), ("3.55 GB", 3_553_000_000)],
 )
 def test_sizes_are_powers_of_ten(expected, n_bytes):
     """As model hubs write them."""
@@ -95,16 +96,19 @@ def test_sizes_are_powers_of_ten(expected, n_bytes):
 
 def draw(unit="texts", delay_s=0.0):
     """Run two pieces of work under a bar, and give what a terminal would have got."""
-    with contextlib.redirect_stderr(Screen()) as screen:
-        with output.Progress("reading", unit=unit, delay_s=delay_s) as progress:
-            progress.begin("embedding", 400)
-            progress.advance(100)
-            deadline = time.monotonic() + 10
-            while delay_s == 0 and "embedding" not in screen.getvalue() and time.monotonic() < deadline:
-                time.sleep(0.05)
-            progress.advance(100)
-            output.say("a word in between")
-            time.sleep(0.25)
+    with (
+        contextlib.redirect_stderr(Screen()) as screen,
+        output.Progress("reading", unit=unit, delay_s=delay_s) as progress,
+    ):
+        progress.begin("embedding", 400)
+        progress.advance(100)
+        deadline = time.monotonic() + 10
+        while delay_s == 0 and "embedding" not in screen.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        output.say("a word in between")
+        for _ in range(5):
+            progress.advance(20)
+            time.sleep(0.15 if delay_s == 0 else 0)
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
 
 
@@ -129,11 +133,10 @@ def test_short_work_draws_no_bar():
 
 def test_no_bar_is_drawn_where_nobody_looks():
     """A log file is no place for one."""
-    with contextlib.redirect_stderr(io.StringIO()) as log:
-        with output.Progress("reading", delay_s=0.0) as progress:
-            progress.begin("embedding", 400)
-            progress.advance(400)
-            time.sleep(0.1)
+    with contextlib.redirect_stderr(io.StringIO()) as log, output.Progress("reading", delay_s=0.0) as progress:
+        progress.begin("embedding", 400)
+        progress.advance(400)
+        time.sleep(0.1)
     assert "" == log.getvalue()
 
 

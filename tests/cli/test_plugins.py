@@ -2,6 +2,9 @@
 
 import pytest
 
+from embedkit.cli.main import run
+from embedkit.registry import build_registry
+
 from .conftest import install
 
 OFFER = """
@@ -78,12 +81,10 @@ def test_two_plugins_with_one_provider_are_a_finding(call, shelf, monkeypatch):
     assert "double 1.0 and toy-stranger 1.0 both offer the provider toy" in call("plugins").stderr
 
 
-def test_no_plugin_at_all_is_said(call, monkeypatch):
+def test_no_plugin_at_all_is_said(project, capsys):
     """An empty table would look like a fault."""
-    monkeypatch.setenv("EMBEDKIT_PLUGINS", "nothing")
-    monkeypatch.syspath_prepend("")
-    result = call("plugins", "--json")
-    assert (0, []) == (result.code, result.json["plugins"])
+    assert 0 == run(["plugins"], registry=build_registry([]))
+    assert ("", "No plugin is installed.\n") == capsys.readouterr()
 
 
 def test_an_argument_is_refused(call):

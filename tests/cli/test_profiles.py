@@ -51,7 +51,10 @@ def test_overrides_are_applied_to_the_active_profile_and_named(call, monkeypatch
     """Whoever wonders about a value sees the variable."""
     monkeypatch.setenv("EMBEDDING_BATCH_SIZE", "7")
     result = call("profiles")
-    assert "EMBEDDING_BATCH_SIZE overrides its batch_size: environment variable EMBEDDING_BATCH_SIZE (hides 4" in result.stderr
+    assert (
+        "EMBEDDING_BATCH_SIZE overrides its batch_size: environment variable EMBEDDING_BATCH_SIZE (hides 4"
+        in result.stderr
+    )
     small = find(call("profiles", "--json").json, "small")
     assert 7 == small["batch_size"]
     assert ["EMBEDDING_BATCH_SIZE"] == list(small["overridden_by"])
@@ -61,7 +64,10 @@ def test_overrides_are_applied_to_the_active_profile_and_named(call, monkeypatch
 def test_a_misspelt_variable_is_warned_about(call, monkeypatch):
     """Fault 11. The nearest name is given."""
     monkeypatch.setenv("EMBEDDING_BATCHSIZE", "7")
-    assert "warning: EMBEDDING_BATCHSIZE is no variable of embedkit; did you mean EMBEDDING_BATCH_SIZE?" in call("profiles").stderr
+    assert (
+        "warning: EMBEDDING_BATCHSIZE is no variable of embedkit; did you mean EMBEDDING_BATCH_SIZE?"
+        in call("profiles").stderr
+    )
 
 
 def test_an_unknown_active_profile_is_refused_with_the_nearest(call, monkeypatch):
@@ -69,7 +75,10 @@ def test_an_unknown_active_profile_is_refused_with_the_nearest(call, monkeypatch
     monkeypatch.setenv("EMBEDDING_PROFILE", "smal")
     result = call("profiles")
     assert 2 == result.code
-    assert "There is no profile 'smal'.\n  from: environment variable EMBEDDING_PROFILE\n  hint: did you mean small?" in result.stderr
+    assert (
+        "There is no profile 'smal'.\n  from: environment variable EMBEDDING_PROFILE\n  hint: did you mean small?"
+        in result.stderr
+    )
     assert "" == result.stdout
 
 

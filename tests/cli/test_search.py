@@ -2,18 +2,12 @@
 
 import pytest
 
-PAGE = """# Cats
-
-Cats sleep on the warm roof in the sun.
-
-# Dogs
-
-Dogs bark at the postman in the morning.
-
-# Ships
-
-Ships sail over the wide sea to far harbours.
-"""
+SENTENCES = {
+    "Cats": "Cats sleep on the warm roof in the sun.",
+    "Dogs": "Dogs bark at the postman in the morning.",
+    "Ships": "Ships sail over the wide sea to far harbours.",
+}
+PAGE = "".join(f"# {heading}\n\n{' '.join([sentence] * 10)}\n\n" for heading, sentence in SENTENCES.items())
 
 
 @pytest.fixture
@@ -24,22 +18,22 @@ def page(write):
 
 def test_the_nearest_passage_comes_first(call, page):
     """With file, line, score and passage."""
-    result = call("search", "a postman and his dogs", "docs", "-k", "2", "--json")
+    result = call("search", SENTENCES["Dogs"], "docs", "-k", "2", "--json")
     assert 0 == result.code
     first, second = result.json
     assert ("docs/page.md", 5, 7) == (first["file"].replace("\\", "/"), first["line"], first["end_line"])
-    assert "# Dogs\n\nDogs bark at the postman in the morning." == first["passage"]
+    assert f"# Dogs\n\n{' '.join([SENTENCES['Dogs']] * 10)}" == first["passage"]
     assert 1 >= first["score"] > second["score"] >= -1
     assert "cosine" == first["scored_by"]
 
 
 def test_plain_text_goes_down_a_pipe(call, page):
     """The whole passage, and no colour; the rest is talk."""
-    result = call("search", "a postman and his dogs", "docs/page.md", "-k", "1")
+    result = call("search", SENTENCES["Dogs"], "docs/page.md", "-k", "1")
     assert 0 == result.code
     lines = result.stdout.splitlines()
     assert lines[0].startswith("1. docs/page.md:5  0.")
-    assert ["   # Dogs", "   ", "   Dogs bark at the postman in the morning.", ""] == lines[1:]
+    assert ["   # Dogs", "   ", f"   {' '.join([SENTENCES['Dogs']] * 10)}", ""] == lines[1:]
     assert "3 passages of 1 files; profile small, space " in result.stderr
 
 
@@ -70,7 +64,7 @@ def test_a_reranker_orders_the_nearest_anew(call, write, monkeypatch):
     monkeypatch.setenv("ENABLE_RERANKER", "true")
     write("short.txt", "dogs")
     write("long.txt", "a much longer text about quite another matter")
-    result = call("search", "dogs", ".", "--profile", "large", "--json", "-k", "1")
+    result = call("search", "dogs", "short.txt", "long.txt", "--profile", "large", "--json", "-k", "1")
     assert 0 == result.code
     (hit,) = result.json
     assert ("long.txt", "reranker longest", 45.0) == (hit["file"], hit["scored_by"], hit["score"])
@@ -132,9 +126,8 @@ def test_standard_input_is_searched(call):
 
 def test_a_terminal_gets_folded_passages(terminal, write):
     """In eighty columns, long ones cut with a note of how much is missing; control characters do not steer it."""
-    words = " ".join(f"word{number}" for number in range(120))
-    write("page.txt", f"{words}\n\x1b[31mred\n")
-    shown = terminal("search", "word3", "page.txt", "-k", "1")
+    write("page.txt", "\x1b[31mred\n" + "word\n" * 20 + "long line " * 20)
+    shown = terminal("search", "word3", "page.txt")
     assert 0 == shown.finish()
     assert 80 >= max(map(len, shown.plain.splitlines()))
     assert "more lines]" in shown.plain
@@ -155,4 +148,6 @@ def test_a_console_that_cannot_show_a_character_shows_a_question_mark(launch, wr
     shown = launch("search", "search", "page.txt", PYTHONIOENCODING="cp1252")
     assert 0 == shown.code
     assert "?? search" in shown.stdout
-    assert "検索 search" == launch("search", "search", "page.txt", "--json", PYTHONIOENCODING="cp1252").json[0]["passage"]
+    assert (
+        "検索 search" == launch("search", "search", "page.txt", "--json", PYTHONIOENCODING="cp1252").json[0]["passage"]
+    )

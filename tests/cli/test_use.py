@@ -1,7 +1,7 @@
 """`embedkit use`."""
 
 import json
-import os
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +41,8 @@ def test_what_changes_is_shown_side_by_side(call):
         ("small", "other", "no", "space "),
         ("small", "blind", "unknown", "loaded"),
         ("small", "absent", "unknown", "cannot be used here"),
+        ("absent", "small", "unknown", "cannot be used here"),
+        ("small", "damaged", "unknown", "The weights are damaged."),
     ],
 )
 def test_whether_vectors_are_comparable_is_said(call, old, new, expected, reason):
@@ -196,7 +198,7 @@ def test_another_file_can_be_written(call, write, project):
     assert "EMBEDDING_PROFILE=large\n" == path.read_text(encoding="utf-8")
     assert not (project / ".env").exists()
     assert "twin" == result.json["previous"]
-    assert f"set EMBEDKIT_ENV_FILE={os.path.join('deploy', 'prod.env')}" in result.json["warnings"][0]
+    assert f"set EMBEDKIT_ENV_FILE={Path('deploy', 'prod.env')}" in result.json["warnings"][0]
 
 
 def test_another_file_may_be_new(call, project):
@@ -204,6 +206,12 @@ def test_another_file_may_be_new(call, project):
     result = call("use", "large", "--env-file", "new.env")
     assert 0 == result.code
     assert "EMBEDDING_PROFILE=large\n" == (project / "new.env").read_text(encoding="utf-8")
+
+
+def test_the_file_that_is_read_anyway_can_be_named(call, write):
+    """Then there is nothing to warn of."""
+    write(".env", "")
+    assert [] == call("use", "large", "--env-file", ".env", "--json").json["warnings"]
 
 
 def test_a_damaged_env_file_is_refused_by_line(launch, write):
@@ -250,13 +258,15 @@ def test_an_interrupted_question_writes_nothing(terminal, project):
     """The exit code is that of an interruption."""
     shown = terminal("use")
     shown.wait_for("[small]: ")
-    shown.interrupt()
+    shown.interrupt_until_gone()
     assert 130 == shown.finish()
     assert "Interrupted." in shown.plain
     assert not (project / ".env").exists()
 
 
-@pytest.mark.parametrize(("answer", "expected"), [("y", "# EMBEDDING_MODEL=leftover"), ("n", "EMBEDDING_MODEL=leftover")])
+@pytest.mark.parametrize(
+    ("answer", "expected"), [("y", "# EMBEDDING_MODEL=leftover"), ("n", "EMBEDDING_MODEL=leftover")]
+)
 def test_a_leftover_is_offered_to_be_commented_out(terminal, write, answer, expected):
     """On a terminal it is a question."""
     path = write(".env", "EMBEDDING_MODEL=leftover\n")

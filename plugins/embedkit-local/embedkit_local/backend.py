@@ -266,7 +266,7 @@ def _require_place(profile: Profile, options: LocalOptions) -> Place:
     place = find_place(profile.model, options.revision, hub_cache=hub_cache)
     if place is None or (place.repository and find_missing(place)):
         _logger.info("fetching %s", profile.model)
-        for _ in fetch(profile.model, options):
+        for _ in fetch(profile.model, options, profile=profile.name):
             pass
         place = find_place(profile.model, options.revision, hub_cache=hub_cache)
     if place is None:

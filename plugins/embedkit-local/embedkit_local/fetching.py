@@ -44,7 +44,7 @@ _OTHER_RUNTIMES = {"onnx", "openvino", "coreml", "gguf", "flax"}
 
 
 def fetch(
-    model: str, options: LocalOptions, *, endpoint: str | None = None, poll_s: float = _POLL_S
+    model: str, options: LocalOptions, *, profile: str = "", endpoint: str | None = None, poll_s: float = _POLL_S
 ) -> Iterator[FetchProgress]:
     """
     Fetch what is missing of a hub model; a directory, a package or a whole model of a pinned commit lacks nothing.
@@ -53,6 +53,8 @@ def fetch(
         model: What the profile calls the model.
 
         options: Its revision, and whether its code is wanted.
+
+        profile: The profile's name, for errors.
 
         endpoint: Address of the hub; None: huggingface_hub's own setting.
 
@@ -77,7 +79,7 @@ def fetch(
     except EmbedkitError:
         raise
     except Exception as error:
-        translated = translate_fetch_error(error, model)
+        translated = translate_fetch_error(error, model, profile=profile)
         if not is_here or not is_without_answer(error):
             raise translated from error
         _logger.warning("%s is here; whether the hub has a newer one could not be asked.", model)

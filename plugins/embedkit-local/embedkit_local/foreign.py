@@ -37,7 +37,7 @@ from embedkit.errors import (
 )
 from embedkit_local.devices import explain_fork, is_fork_error
 
-_PULL = "try again: embedkit pull"
+_PULL = "try again: {pull}"
 
 
 # Read after the rules for answers: the classes of those derive from the client's too.
@@ -65,7 +65,7 @@ class _Rule:
 
         error: What it becomes.
 
-        problem, hint: Its words; {model}, {reason}, {kind} and {module} are filled in.
+        problem, hint: Its words; {model}, {reason}, {kind}, {module} and {pull} are filled in.
     """
 
     kinds: tuple[type[Exception], ...] = ()
@@ -91,7 +91,7 @@ _FETCH_RULES = (
         kinds=(OfflineModeIsEnabled,),
         error=ModelLoadError,
         problem="The model {model!r} is not on this machine, and HF_HUB_OFFLINE forbids fetching it.",
-        hint="unset HF_HUB_OFFLINE and fetch it once: embedkit pull; or name a directory or a package: in `model`",
+        hint="unset HF_HUB_OFFLINE and fetch it once: {pull}; or name a directory or a package: in `model`",
     ),
     _Rule(
         kinds=(GatedRepoError, DisabledRepoError, LocalTokenNotFoundError),
@@ -141,7 +141,7 @@ _FETCH_RULES = (
         kinds=_NO_ANSWER,
         error=ModelLoadError,
         problem="The model {model!r} is not on this machine, and the hub cannot be reached: {reason}",
-        hint="fetch it once where there is a network: embedkit pull; then HF_HUB_OFFLINE=1 works without one",
+        hint="fetch it once where there is a network: {pull}; then HF_HUB_OFFLINE=1 works without one",
     ),
     _Rule(
         kinds=(OSError,),
@@ -199,7 +199,7 @@ def is_without_answer(error: Exception) -> bool:
     return isinstance(error, _NO_ANSWER) and not isinstance(error, HfHubHTTPError)
 
 
-def translate_fetch_error(error: Exception, model: str) -> EmbedkitError:
+def translate_fetch_error(error: Exception, model: str, *, profile: str = "") -> EmbedkitError:
     """
     Say why a model could not be fetched from the hub.
 
@@ -208,10 +208,12 @@ def translate_fetch_error(error: Exception, model: str) -> EmbedkitError:
 
         model: What the profile calls the model.
 
+        profile: The profile's name, for the command that fetches it.
+
     Returns:
         The error to raise from it.
     """
-    return _translate(error, model, _FETCH_RULES)
+    return _translate(error, model, _FETCH_RULES, profile)
 
 
 def translate_load_error(error: Exception, model: str) -> EmbedkitError:
@@ -226,15 +228,16 @@ def translate_load_error(error: Exception, model: str) -> EmbedkitError:
     Returns:
         The error to raise from it.
     """
-    return explain_fork() if is_fork_error(error) else _translate(error, model, _LOAD_RULES)
+    return explain_fork() if is_fork_error(error) else _translate(error, model, _LOAD_RULES, "")
 
 
-def _translate(error: Exception, model: str, rules: Iterable[_Rule]) -> EmbedkitError:
+def _translate(error: Exception, model: str, rules: Iterable[_Rule], profile: str) -> EmbedkitError:
     rule = next(rule for rule in rules if rule.fits(error))
     words = {
         "model": model,
         "reason": _first_line(error),
         "kind": type(error).__name__,
+        "pull": f"embedkit pull {profile}".rstrip(),
         "module": getattr(error, "name", None) or "that it names",
     }
     return rule.error(rule.problem.format(**words), hint=rule.hint.format(**words))

@@ -23,7 +23,7 @@ class LocalOptions:
     revision: str | None = option(
         help="commit, tag or branch of a hub model; left out: what is cached, else main", default=None, at_least=1
     )
-    dtype: Dtype = option(  # noqa: RUF009  # it gives a field
+    dtype: Dtype = option(  # it gives a field
         help='precision of the arithmetic; "auto" is bfloat16 on a GPU that has it, else float32',
         default="float32",
         belongs_to="machine",
@@ -36,7 +36,7 @@ class LocalOptions:
         help="put the tokenizer's end-of-text token after each text; left out: as the tokenizer's configuration says",
         default=None,
     )
-    attention: Attention | None = option(  # noqa: RUF009  # it gives a field
+    attention: Attention | None = option(  # it gives a field
         help="direction of a decoder model's attention; left out: the model's own", default=None
     )
     trust_remote_code: bool = option(help="run Python code that the model brings", default=False)

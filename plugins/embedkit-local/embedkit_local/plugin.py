@@ -68,7 +68,9 @@ def fetch_local(profile: Profile, options: LocalOptions) -> Iterator[FetchProgre
     Raises:
         ModelLoadError: The hub cannot be reached, or does not have the model.
     """
-    progress: Iterator[FetchProgress] = _import_heavy("embedkit_local.fetching").fetch(profile.model, options)
+    progress: Iterator[FetchProgress] = _import_heavy("embedkit_local.fetching").fetch(
+        profile.model, options, profile=profile.name
+    )
     yield from progress
 
 

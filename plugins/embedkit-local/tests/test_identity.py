@@ -92,6 +92,18 @@ def test_what_changes_no_vector_changes_no_space(make_bert, tmp_path):
     assert identify(first) == identify(second, query_prompt="query: ", batch_size=1, options={"dtype": "bfloat16"})
 
 
+def test_line_endings_of_a_vocabulary_file_change_no_space(make_bert):
+    """A model with vocab.txt alone is one space, checked out on Windows or on Linux."""
+    directory = make_bert()
+    (directory / "tokenizer.json").unlink()
+    spaces = []
+    for content in (b"[PAD]\nword\n", b"[PAD]\r\nword\r\n", b"[PAD]\nother\n"):
+        (directory / "vocab.txt").write_bytes(content)
+        spaces.append(identify(directory))
+    assert spaces[0] == spaces[1]
+    assert spaces[0] != spaces[2]
+
+
 def test_legacy_pooling_keys_are_the_same_pooling(make_bert):
     """Old and new spelling of mean pooling are one space."""
     directory = make_bert()

@@ -126,6 +126,13 @@ def test_whole_directory_passes(make_bert, make_qwen):
     assert (32, ("lasttoken",)) == (read(make_qwen()).find_dimensions(), read(make_qwen()).read_pooling())
 
 
+def test_positions_that_start_after_the_padding_are_fewer_tokens(make_bert):
+    """RoBERTa's 514 positions read 512 tokens, whatever its settings promise."""
+    directory = make_bert(max_seq_length=64)
+    change_json(directory / "config.json", model_type="roberta", pad_token_id=1)
+    assert (62, 62) == (read(directory).find_supported_tokens(), read(directory).find_own_tokens())
+
+
 def test_byte_order_marks_and_line_endings_are_read(make_bert):
     """JSON that an editor on Windows has saved is still JSON."""
     directory = make_bert()
