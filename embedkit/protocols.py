@@ -127,8 +127,8 @@ class Provider(Generic[OptionsT]):
 
         summary: One line for people.
 
-        options: An attrs class whose fields are declared with `embedkit.options.option`; the core types a profile's options
-            with it.
+        options: An attrs class whose fields are declared with `embedkit.options.option`; the core types a
+            profile's options with it.
 
         load: Makes a backend; may import heavy libraries, read files and reach the network.
 

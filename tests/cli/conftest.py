@@ -212,7 +212,7 @@ def project(tmp_path, monkeypatch, stranger):
         ):
             monkeypatch.delenv(variable)
     monkeypatch.setenv("EMBEDKIT_PLUGINS", "toy-stranger")
-    monkeypatch.setenv("PYTHONPATH", str(stranger))
+    monkeypatch.setenv("PYTHONPATH", str(stranger), prepend=os.pathsep)
     monkeypatch.syspath_prepend(stranger)
     folder = tmp_path / "project"
     folder.mkdir()
@@ -257,7 +257,7 @@ def launch(project):
 class Terminal:
     """A process on a terminal of 80 columns: what it shows, and a hand that types."""
 
-    def __init__(self, arguments, environ):
+    def __init__(self, arguments, environ, stdout=None):
         import fcntl
         import pty
         import struct
@@ -266,7 +266,11 @@ class Terminal:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 80, 0, 0))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "embedkit", *arguments], stdin=slave, stdout=slave, stderr=slave, env=environ
+            [sys.executable, "-m", "embedkit", *arguments],
+            stdin=slave,
+            stdout=stdout or slave,
+            stderr=slave,
+            env=environ,
         )
         os.close(slave)
         self.text = ""
@@ -331,9 +335,9 @@ def terminal(project):
     pytest.importorskip("pty", reason="this machine has no pseudo-terminals")
     opened = []
 
-    def open_terminal(*arguments, **environ):
+    def open_terminal(*arguments, stdout=None, **environ):
         defaults = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
-        opened.append(Terminal(arguments, defaults | {"TERM": "xterm-256color"} | environ))
+        opened.append(Terminal(arguments, defaults | {"TERM": "xterm-256color"} | environ, stdout))
         return opened[-1]
 
     yield open_terminal

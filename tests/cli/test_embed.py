@@ -381,6 +381,16 @@ def test_a_terminal_gets_the_first_numbers(terminal, lines):
     assert "-o FILE" in shown.plain
 
 
+def test_a_bar_stays_out_of_what_is_piped(terminal, lines, project):
+    """The bar is drawn on stderr, and the lines go past it."""
+    with (project / "piped.jsonl").open("wb") as pipe:
+        shown = terminal("embed", "texts.txt", stdout=pipe, TOY_DELAY_S="0.3")
+        assert 0 == shown.finish()
+    assert "/50 texts" in shown.plain
+    assert '"position"' not in shown.plain
+    assert 50 == len(read_vectors(project / "piped.jsonl"))
+
+
 def test_a_terminal_without_files_is_asked_for_some(terminal):
     """It does not wait for somebody to type."""
     shown = terminal("embed")

@@ -1,6 +1,7 @@
 """The command `embedkit`: global options, exit codes, the one catch, completion."""
 
 import importlib.metadata
+import logging
 import os
 import subprocess
 import sys
@@ -134,6 +135,13 @@ def test_a_warning_of_the_library_goes_to_stderr(launch):
     assert 0 == result.code
     assert 1 == result.stderr.count("warning: EMBEDDING_BATCHSIZE is no variable of embedkit")
     assert "warning" not in result.stdout
+
+
+def test_a_command_leaves_no_handler_behind(call):
+    """Whoever runs two commands in one process would hear every warning twice."""
+    before = list(logging.getLogger("embedkit").handlers)
+    call("profiles")
+    assert before == logging.getLogger("embedkit").handlers
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="head is no program of Windows")

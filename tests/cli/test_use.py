@@ -278,6 +278,16 @@ def test_a_leftover_is_offered_to_be_commented_out(terminal, write, answer, expe
     assert (answer == "n") == ("still stands above" in " ".join(shown.plain.split()))
 
 
+def test_a_dry_run_asks_nothing(terminal, write):
+    """It only tells."""
+    path = write(".env", "EMBEDDING_MODEL=leftover\n")
+    shown = terminal("use", "large", "--dry-run")
+    assert 0 == shown.finish()
+    assert "Nothing was written." in shown.plain
+    assert "still stands above large" in " ".join(shown.plain.split())
+    assert "EMBEDDING_MODEL=leftover\n" == path.read_text(encoding="utf-8")
+
+
 def test_an_undeclared_present_profile_leaves_no_default_to_choose(terminal, write):
     """The table still comes, and a name is an answer as well."""
     path = write(".env", "EMBEDDING_PROFILE=gone\n")

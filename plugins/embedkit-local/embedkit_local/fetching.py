@@ -43,9 +43,7 @@ _SUFFIXES = {".json", ".txt", ".model", ".jinja", ".spm"}
 _OTHER_RUNTIMES = {"onnx", "openvino", "coreml", "gguf", "flax"}
 
 
-def fetch(
-    model: str, options: LocalOptions, *, profile: str = "", endpoint: str | None = None, poll_s: float = _POLL_S
-) -> Iterator[FetchProgress]:
+def fetch(model: str, options: LocalOptions, *, profile: str = "", poll_s: float = _POLL_S) -> Iterator[FetchProgress]:
     """
     Fetch what is missing of a hub model; a directory, a package or a whole model of a pinned commit lacks nothing.
 
@@ -55,8 +53,6 @@ def fetch(
         options: Its revision, and whether its code is wanted.
 
         profile: The profile's name, for errors.
-
-        endpoint: Address of the hub; None: huggingface_hub's own setting.
 
         poll_s: Time between two reports, in seconds.
 
@@ -75,7 +71,7 @@ def fetch(
     if is_here and is_commit(options.revision or ""):
         return
     try:
-        yield from _download(repository, options, endpoint, poll_s)
+        yield from _download(repository, options, poll_s)
     except EmbedkitError:
         raise
     except Exception as error:
@@ -89,9 +85,9 @@ class _Stopped(Exception):  # noqa: N818  # nobody's fault
     """Thrown into a download that nobody waits for any more."""
 
 
-def _download(repository: str, options: LocalOptions, endpoint: str | None, poll_s: float) -> Iterator[FetchProgress]:
+def _download(repository: str, options: LocalOptions, poll_s: float) -> Iterator[FetchProgress]:
     revision = options.revision or "main"
-    listing = HfApi(endpoint=endpoint).model_info(repository, revision=revision, files_metadata=True)
+    listing = HfApi().model_info(repository, revision=revision, files_metadata=True)
     sizes = {
         file.rfilename: file.size or 0
         for file in listing.siblings or ()
@@ -105,7 +101,7 @@ def _download(repository: str, options: LocalOptions, endpoint: str | None, poll
         )
     counter = _Counter()
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="embedkit-fetch") as worker:
-        work = worker.submit(_download_files, repository, revision, sizes, endpoint, counter)
+        work = worker.submit(_download_files, repository, revision, sizes, counter)
         try:
             yield from _watch(work, counter, sum(sizes.values()), poll_s)
         finally:
@@ -150,9 +146,7 @@ class _Counter:
             self._n_done, self._n_current = self._n_done + n_bytes, 0
 
 
-def _download_files(
-    repository: str, revision: str, sizes: dict[str, int], endpoint: str | None, counter: _Counter
-) -> None:
+def _download_files(repository: str, revision: str, sizes: dict[str, int], counter: _Counter) -> None:
     class Bar(tqdm):
         """Draws nothing, and passes on how many bytes have come."""
 
@@ -165,7 +159,7 @@ def _download_files(
 
     # Small files first: a mistake shows before the weights come.
     for name in sorted(sizes, key=lambda name: sizes[name]):
-        hf_hub_download(repository, name, revision=revision, endpoint=endpoint, tqdm_class=Bar)
+        hf_hub_download(repository, name, revision=revision, tqdm_class=Bar)
         counter.finish_file(sizes[name])
 
 

@@ -237,7 +237,7 @@ def _translate(error: Exception, model: str, rules: Iterable[_Rule], profile: st
         "model": model,
         "reason": _first_line(error),
         "kind": type(error).__name__,
-        "pull": f"embedkit pull {profile}".rstrip(),
+        "pull": "embedkit pull" if profile in {"", "custom"} else f"embedkit pull {profile}",
         "module": getattr(error, "name", None) or "that it names",
     }
     return rule.error(rule.problem.format(**words), hint=rule.hint.format(**words))
