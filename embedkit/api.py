@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import attrs
 
-from embedkit.config import Config, read_config
+from embedkit.config import PLUGIN_AUTOLOAD_VARIABLE, PLUGINS_VARIABLE, Config, read_config
 from embedkit.embedder import Embedder
 from embedkit.errors import BrokenPluginError, DuplicateProviderError, PluginError
 from embedkit.options import CALL
@@ -26,7 +26,7 @@ from embedkit.resolve import resolve_options, resolve_profile, resolve_reranker
 
 _logger = logging.getLogger("embedkit")
 
-ProviderState = Literal["installed", "not installed", "broken", "clash"]
+ProviderState = Literal["installed", "not installed", "not allowed", "broken", "clash"]
 
 
 @attrs.frozen(kw_only=True)
@@ -255,6 +255,8 @@ def _list_profile(config: Config, registry: Registry, name: str, *, is_active: b
         states: dict[type, ProviderState] = {BrokenPluginError: "broken", DuplicateProviderError: "clash"}
         state = states.get(type(error), "not installed")
         hint = config.install_hints.get(profile.provider, "") if state == "not installed" else error.problem
+        if state == "not installed" and profile.provider in registry.not_allowed:
+            state, hint = "not allowed", f"{PLUGINS_VARIABLE} or {PLUGIN_AUTOLOAD_VARIABLE} keeps it out"
     return ListedProfile(
         profile=profile,
         active=is_active,

@@ -57,7 +57,7 @@ VARIABLES = (
 )
 """Every variable that embedkit reads by a fixed name."""
 
-_OUR_PREFIXES = ("EMBEDDING", "EMBEDKIT", "ENABLE_RERANK")
+_OUR_PREFIXES = ("EMBEDDING", "EMBEDING", "EMBEDKIT", "ENABLE_RERANK")
 _ROOT_MARKS = (PROFILES_FILE, ".git", "pyproject.toml")
 _DEEPEST = 32
 

@@ -16,11 +16,19 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import closing, contextmanager, suppress
-from typing import Literal, Self, TypeVar, final
+from typing import Literal, Self, TypeVar, final, get_args
 
 import numpy as np
 
-from embedkit.errors import BackendError, ContractError, EmbedkitError, IncompleteError, InputError
+from embedkit.errors import (
+    BackendError,
+    ContractError,
+    EmbedkitError,
+    IncompleteError,
+    InputError,
+    ModelLoadError,
+    SettingError,
+)
 from embedkit.profile import Profile
 from embedkit.protocols import Backend, Batch, Role
 from embedkit.space import Space
@@ -165,6 +173,7 @@ class Embedder:
                 positions count from the start of the whole input, and whatever was yielded before stays good.
         """
         _require_many(documents)
+        _require_on_error(on_error)
         return self._stream(iter(documents), "document", on_error, start, progress)
 
     def stream_queries(
@@ -177,6 +186,7 @@ class Embedder:
     ) -> Iterator[Embeddings]:
         """Embed queries window by window, in bounded memory; see `stream_documents`."""
         _require_many(queries)
+        _require_on_error(on_error)
         return self._stream(iter(queries), "query", on_error, start, progress)
 
     def count_tokens(self, texts: Iterable[str]) -> list[int]:
@@ -275,7 +285,12 @@ class Embedder:
     def _load_once(self) -> Backend:
         with self._load_lock:
             if self._backend is None:
-                backend = self._load()
+                try:
+                    backend = self._load()
+                except (ModelLoadError, SettingError) as error:
+                    # A provider knows what is wrong with the model, and only the profile which line named it.
+                    error.origin = error.origin or str(self.profile.origins.get("model", ""))
+                    raise
                 try:
                     self._check_backend(backend)
                 except EmbedkitError:
@@ -356,9 +371,10 @@ class Embedder:
         progress: Callable[[int], object] | None = None,
     ) -> Embeddings:
         started = time.perf_counter()
+        _require_on_error(on_error)
         faults = _find_faults(texts, offset)
         if on_error == "raise":
-            _require_valid(faults, len(texts), offset=offset)
+            _require_valid(faults, len(texts), offset=offset, can_skip=role == "document")
         with self._use_backend() as backend:
             run = _Run(self._source, backend, self._get_prompt(backend, role), texts, faults)
             failure: EmbedkitError | None = None
@@ -492,6 +508,11 @@ def _require_many(texts: object) -> None:
         raise InputError(f"A list of texts is due, not {type(texts).__name__}.", hint=hint)
 
 
+def _require_on_error(on_error: str) -> None:
+    if on_error not in get_args(OnError):
+        raise InputError(f'on_error must be "raise" or "skip", not {on_error!r}.')
+
+
 def _list_texts(texts: Iterable[str]) -> list[str]:
     _require_many(texts)
     return list(texts)
@@ -523,7 +544,9 @@ def _find_fault(text: object) -> tuple[str, str] | None:
     return None
 
 
-def _require_valid(faults: Mapping[int, EmbedkitError], n_texts: int, *, offset: int = 0) -> None:
+def _require_valid(
+    faults: Mapping[int, EmbedkitError], n_texts: int, *, offset: int = 0, can_skip: bool = False
+) -> None:
     if not faults:
         return
     first = next(iter(faults.values()))
@@ -533,7 +556,7 @@ def _require_valid(faults: Mapping[int, EmbedkitError], n_texts: int, *, offset:
     else:
         shown = ", ".join(map(str, positions[:10])) + (", …" if len(positions) > len(positions[:10]) else "")
         problem = f"{len(positions)} of {n_texts} texts cannot be embedded (positions {shown}). {first.problem}"
-    hint = first.hint or 'leave them out, or skip them with on_error="skip"'
+    hint = first.hint or "leave such texts out" + (', or skip them: on_error="skip"' if can_skip else "")
     raise InputError(problem, positions=positions, hint=hint)
 
 

@@ -116,7 +116,13 @@ class Embeddings:
 
         Raises:
             SpaceMismatchError: The fingerprints differ.
+            InputError: *other* is a bare array, which does not know its space.
         """
+        if not isinstance(other, Embeddings):
+            raise InputError(
+                f"Embeddings can be compared with Embeddings, not with {type(other).__name__}: its space is unknown.",
+                hint="use embed_queries([query]); or, for one bare row, find_nearest(row)",
+            )
         require_same_space(self.space, other.space)
         return compute_cosines(self.vectors, other.vectors)
 
@@ -128,12 +134,22 @@ class Embeddings:
             query: Shape (d,). A bare vector does not know its space: pass `Embeddings` to `similarity` where that must
                 be checked.
 
-            k: At most so many.
+            k: At most so many; at least 1.
 
         Returns:
             (row, cosine), best first; rows of equal score in their order.
+
+        Raises:
+            InputError: *query* is no vector of this length, or *k* is less than 1.
         """
-        scores = compute_cosines(self.vectors, query[np.newaxis, :])[:, 0]
+        if k < 1:
+            raise InputError(f"k must be at least 1, not {k}.", hint="leave it out for 10 rows")
+        if np.shape(query) != (self.space.dimensions,):
+            raise InputError(
+                f"One query vector of {self.space.dimensions} numbers is due, not shape {np.shape(query)}.",
+                hint="pass embed_query(text), or one row: queries[0]",
+            )
+        scores = compute_cosines(self.vectors, np.asarray(query, np.float32)[np.newaxis, :])[:, 0]
         return [(int(row), float(scores[row])) for row in np.argsort(-scores, kind="stable")[:k]]
 
     def __len__(self) -> int:
@@ -203,7 +219,7 @@ def check_vectors(vectors: object, *, n: int, space: Space, source: str) -> Vect
         ContractError: Rows, dimensions or type are wrong, a value is not finite, a vector is zero or not of the claimed
             length.
     """
-    hint = "a fault of the provider: no vector of this call was used; report it with `embedkit plugins --json`"
+    hint = "a fault of the provider: no vector of this batch was used; report it with `embedkit plugins --json`"
     if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
         kind = f"{vectors.dtype}" if isinstance(vectors, np.ndarray) else type(vectors).__name__
         raise ContractError(f"{source} returned {kind} where a float32 array is due.", hint=hint)
@@ -283,7 +299,7 @@ def join_reports(reports: Sequence[Report]) -> Report:
     )
 
 
-def write_vectors(path: Path, embeddings: Embeddings) -> None:
+def write_vectors(path: str | os.PathLike[str], embeddings: Embeddings) -> None:
     """
     Write a vector file that carries its space: `.npz` or `.jsonl`, by the name's ending.
 
@@ -292,6 +308,7 @@ def write_vectors(path: Path, embeddings: Embeddings) -> None:
     Raises:
         InputError: The name has another ending.
     """
+    path = Path(path)
     require_vector_file(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -310,7 +327,7 @@ def write_vectors(path: Path, embeddings: Embeddings) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_vectors(path: Path) -> Embeddings:
+def read_vectors(path: str | os.PathLike[str]) -> Embeddings:
     """
     Read a vector file back.
 
@@ -320,6 +337,7 @@ def read_vectors(path: Path) -> Embeddings:
     Raises:
         InputError: The file is no vector file, or is damaged; names the line where there is one.
     """
+    path = Path(path)
     require_vector_file(path)
     with path.open("rb") as file:
         try:

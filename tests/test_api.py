@@ -397,7 +397,7 @@ def test_a_provider_that_is_not_installed_is_told_with_its_command(given, projec
     with pytest.raises(UnknownProviderError) as caught:
         get_embedder("absent", **given())
     assert f"{project / 'profiles.toml'} [profiles.absent]" == caught.value.origin
-    assert caught.value.hint.startswith("python -m pip install embedkit-openai; ")
+    assert caught.value.hint.startswith("python -m pip install -e plugins/embedkit-openai; ")
 
 
 def test_a_broken_or_doubled_provider_harms_only_who_asks_for_it(given, site):
@@ -440,7 +440,7 @@ def test_profiles_are_listed_with_the_state_of_their_provider(given, site, proje
     assert names == list(listed)
     states = {"absent": "not installed", "bad": "broken", "same": "clash", "one": "installed", "mini": "not installed"}
     assert states == {name: listed[name].provider_state for name in states}
-    assert ("python -m pip install embedkit-openai", "") == (listed["absent"].hint, listed["one"].hint)
+    assert ("python -m pip install -e plugins/embedkit-openai", "") == (listed["absent"].hint, listed["one"].hint)
     assert listed["bad"].hint.startswith("The plugin 'bad' of embedkit-bad 1.0 could not be loaded")
     assert listed["same"].hint.startswith("Several plugins offer the provider 'same'")
     assert ["one"] == [name for name, one in listed.items() if one.active]
@@ -479,11 +479,13 @@ def test_lists_work_with_no_plugin_at_all(project):
     """Whoever installs the core alone learns what to install."""
     script = """
 import json, embedkit
-listed = {one.profile.name: [one.provider_state, one.hint] for one in embedkit.list_profiles()}
-print(json.dumps([listed["mini"], embedkit.list_providers()]))
+from embedkit.registry import build_registry
+nothing = build_registry([])
+listed = {one.profile.name: [one.provider_state, one.hint] for one in embedkit.list_profiles(registry=nothing)}
+print(json.dumps([listed["mini"], embedkit.list_providers(registry=nothing)]))
 """
-    done = run(script, cwd=project, site=ROOT / "nowhere", EMBEDKIT_PLUGINS="", EMBEDKIT_DISABLE_PLUGIN_AUTOLOAD="1")
-    assert [["not installed", "python -m pip install embedkit-local"], []] == json.loads(done.stdout)
+    done = run(script, cwd=project, site=ROOT / "nowhere")
+    assert [["not installed", "python -m pip install -e plugins/embedkit-local"], []] == json.loads(done.stdout)
 
 
 # Rerankers

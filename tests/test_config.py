@@ -625,6 +625,7 @@ def test_rerankers_are_read_like_profiles(project):
     [
         ("EMBEDDING_BATCHSIZE", "EMBEDDING_BATCH_SIZE"),
         ("EMBEDDING_DIM", "EMBEDDING_DIMENSIONS"),
+        ("EMBEDING_MODEL", "EMBEDDING_MODEL"),
         ("EMBEDDING_MODEL_NAME", "EMBEDDING_MODEL"),
         ("EMBEDKIT_PROFILE", "EMBEDKIT_PROFILES"),
         ("ENABLE_RERANK", "ENABLE_RERANKER"),

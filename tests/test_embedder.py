@@ -21,7 +21,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedkit.embedder import Embedder
-from embedkit.errors import BackendError, ContractError, IncompleteError, InputError, ModelLoadError, TransportError
+from embedkit.errors import (
+    BackendError,
+    ContractError,
+    IncompleteError,
+    InputError,
+    ModelLoadError,
+    SettingError,
+    TransportError,
+)
 from embedkit.options import Origin
 from embedkit.profile import Profile
 from embedkit.protocols import Batch
@@ -136,6 +144,24 @@ def test_every_bad_position_is_named_at_once():
         toy.embedder.embed_documents(texts)
     assert tuple(range(1, 13)) == caught.value.positions
     assert "on_error" in caught.value.hint
+
+
+def test_skipping_is_hinted_at_only_where_it_can_be_had():
+    """Queries and counting know no on_error. Fault 63."""
+    toy = Toy()
+    for call in (toy.embedder.embed_queries, toy.embedder.count_tokens):
+        with pytest.raises(InputError) as caught:
+            call(["a", None])
+        assert "leave such texts out" == caught.value.hint
+
+
+def test_a_misspelt_on_error_is_refused():
+    """Taken for "skip", it would leave texts out that nobody meant to."""
+    toy = Toy()
+    for call in (toy.embedder.embed_documents, toy.embedder.stream_documents, toy.embedder.stream_queries):
+        with pytest.raises(InputError, match='on_error must be "raise" or "skip", not \'rasie\''):
+            call(["a", None], on_error="rasie")
+    assert [] == toy.backends
 
 
 def test_bytes_come_with_the_mend():
@@ -546,6 +572,22 @@ def test_token_counts_are_checked():
         Toy(replaced={"count_tokens": lambda texts: None}).embedder.count_tokens(["a"])
     with pytest.raises(ContractError, match="gave 1 token counts for 2 texts"):
         Toy(replaced={"count_tokens": lambda texts: [1]}).embedder.count_tokens(["a", "b"])
+
+
+@pytest.mark.parametrize("kind", [ModelLoadError, SettingError])
+def test_refused_model_is_named_with_the_line_that_names_it(kind):
+    """A provider knows what is wrong, the profile knows where it is written; what the provider says stays."""
+
+    def refuse(origin):
+        def load():
+            raise kind("There is no such model.", origin=origin)
+
+        return Toy(before_load=load, origins={"model": Origin("profiles.toml [profiles.test]")}).embedder
+
+    for stated, expected in (("", "profiles.toml [profiles.test]"), ("the line of an option", "the line of an option")):
+        with pytest.raises(kind) as caught:
+            refuse(stated).load()
+        assert expected == caught.value.origin
 
 
 def test_failed_load_is_tried_again():

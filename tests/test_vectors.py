@@ -123,6 +123,26 @@ def test_nearest_rows_come_best_first_and_ties_in_their_order():
     assert [*range(0, 99, 3), *range(1, 99, 3), *range(2, 99, 3)] == [row for row, _ in found]
 
 
+def test_one_query_vector_is_due_where_rows_are_ranked():
+    """Several queries, a row of another length and a k of nothing are refused in words; a list of numbers is one."""
+    embeddings = build([[0, 1, 0], [1, 0, 0]])
+    assert [(1, 1.0)] == embeddings.find_nearest([1, 0, 0], k=1)
+    for query, shape in ((build([[1, 0, 0]]), r"\(1, 3\)"), (np.ones(4, np.float32), r"\(4,\)"), (1.0, r"\(\)")):
+        with pytest.raises(InputError, match=f"of 3 numbers is due, not shape {shape}") as caught:
+            embeddings.find_nearest(query)
+        assert "queries[0]" in caught.value.hint
+    for k in (0, -1):
+        with pytest.raises(InputError, match=f"k must be at least 1, not {k}"):
+            embeddings.find_nearest([1, 0, 0], k=k)
+
+
+def test_a_bare_array_is_not_compared():
+    """What `embed_query` gives does not know its space: the error says what does."""
+    with pytest.raises(InputError, match="not with ndarray: its space is unknown") as caught:
+        build([[1, 2, 3]]).similarity(np.ones((1, 3), np.float32))
+    assert "embed_queries([query])" in caught.value.hint
+
+
 # ---------- what a provider may return
 
 
@@ -213,6 +233,14 @@ def test_file_gives_back_vectors_space_and_positions(tmp_path, suffix):
     assert (SPACE, "some/model") == (found.space, found.space.model)
     assert str(path) == found.report.failures[0].origin
     assert [path.name] == [file.name for file in tmp_path.iterdir()]
+
+
+@SUFFIXES
+def test_a_file_may_be_named_by_a_string(tmp_path, suffix):
+    """As everywhere in Python."""
+    path = str(tmp_path / f"vectors{suffix}")
+    write_vectors(path, build([[1, 2, 3]]))
+    assert [[1, 2, 3]] == read_vectors(path).vectors.tolist()
 
 
 @SUFFIXES

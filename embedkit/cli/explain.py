@@ -116,7 +116,8 @@ def _explain_options(profile: Profile, provider: Provider[Any], config: Config) 
     return [
         Line(
             name=key,
-            value=getattr(typed, key),
+            # Of a table, such as HTTP headers, the type says nothing about what its values are.
+            value=output.mask_raw_option("", getattr(typed, key)),
             origin=attrs.evolve(origin, note="") if key in profile.options else DEFAULT,
             help=field.help,
         )
@@ -130,7 +131,7 @@ def _print(explanation: Explanation, config: Config) -> None:
     # The table's name repeats the profile's.
     own_table = f" [profiles.{explanation.profile.name}]"
     rows = [
-        (line.name, output.describe_setting(line.value), str(line.origin).replace(own_table, ""))
+        (line.name, output.describe_setting(line.value), output.mask_user(str(line.origin)).replace(own_table, ""))
         for line in explanation.settings
     ]
     output.print_table(("setting", "value", "from"), rows)
@@ -140,7 +141,7 @@ def _print(explanation: Explanation, config: Config) -> None:
             (
                 line.name,
                 output.describe_setting(line.value),
-                "\n".join(filter(None, [str(line.origin).replace(own_table, ""), line.help])),
+                "\n".join(filter(None, [output.mask_user(str(line.origin)).replace(own_table, ""), line.help])),
             )
             for line in explanation.options
         ]
@@ -193,7 +194,7 @@ def _line_to_json(line: Line) -> dict[str, object]:
 def _origin_to_json(origin: Origin) -> dict[str, object]:
     found: dict[str, object] = {"source": origin.source}
     if origin.hides is not None:
-        found["hides"] = {"value": origin.hidden, **_origin_to_json(origin.hides)}
+        found["hides"] = {"value": output.mask_raw_option("", origin.hidden), **_origin_to_json(origin.hides)}
     if origin.note:
         found["note"] = origin.note
     return found

@@ -7,7 +7,6 @@ Owns the exit codes: 0 done, 1 a finding or a failure, 2 configuration, usage or
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import logging
 import os
 import sys
@@ -70,7 +69,7 @@ start-up file:
     shell_complete=complete_profile,
     help="The profile to use, instead of EMBEDDING_PROFILE and the default; also after the command.",
 )
-@click.version_option(importlib.metadata.version("embedkit-core"), message="embedkit %(version)s")
+@click.version_option(package_name="embedkit-core", message="embedkit %(version)s")
 @click.pass_context
 def main(context: click.Context, profile: str | None) -> None:
     """Assemble the commands, and refuse --profile where it would be ignored."""
@@ -110,7 +109,9 @@ def run(arguments: Sequence[str] | None = None, *, registry: Registry | None = N
         output.say(str(error))
         return WRONG if isinstance(error, ConfigError | PluginError | InputError | SpaceMismatchError) else FAILED
     except OSError as error:
-        if not _is_broken_pipe(error):
+        if error.errno == errno.ENOSPC:
+            output.say("There is no space left where the output goes.")
+        elif not _is_broken_pipe(error):
             raise
         # Whoever read our output has seen enough; the interpreter's own flush at exit must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

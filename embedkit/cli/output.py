@@ -13,7 +13,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import click
@@ -30,7 +30,10 @@ DELAY_S = 2.0
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-_SECRET_KEY = re.compile(r"(^|_)(api_?key|key|token|secret|password|credentials?)(_env)?$", re.IGNORECASE)
+_SECRET_KEY = re.compile(
+    r"(^|[_-])(api_?key|key|token|secret|passw(or)?d|credentials?|auth(orization)?|bearer|cookie)(_env)?$",
+    re.IGNORECASE,
+)
 
 
 def prepare_streams() -> None:
@@ -122,10 +125,18 @@ def mask_user(text: str) -> str:
 
 
 def mask_raw_option(key: str, value: object) -> object:
-    """Hide the value of an option that nothing is known of but its name, unless it can only be a variable's name."""
+    """
+    Hide the value of an option that nothing is known of but its name, unless it can only be a variable's name.
+
+    In a table, such as one of HTTP headers, each key is looked at in turn; users and passwords in URLs are hidden too.
+    """
     if _SECRET_KEY.search(key) and not (key.endswith("_env") and isinstance(value, str) and value.isidentifier()):
         return "***"
-    return value
+    if isinstance(value, Mapping):
+        return {inner: mask_raw_option(str(inner), item) for inner, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [mask_raw_option("", item) for item in value]
+    return mask_user(value) if isinstance(value, str) else value
 
 
 def format_bytes(n_bytes: int) -> str:

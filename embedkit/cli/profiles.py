@@ -32,13 +32,18 @@ def profiles(*, as_json: bool) -> None:
     listed = list_profiles(config=config, registry=find_registry())
     overrides = {one.profile.name: _find_overrides(config, one) for one in listed}
     if as_json:
-        output.print_json([{**to_json(one), "overridden_by": overrides[one.profile.name]} for one in listed])
+        output.print_json(
+            [
+                {**to_json(one), "overridden_by": output.mask_raw_option("overridden_by", overrides[one.profile.name])}
+                for one in listed
+            ]
+        )
         return
     print_profiles(listed)
     active, origin = config.choose_profile()
     output.say(f"\nactive: {active}, from {origin}")
     for variable, source in overrides.get(active, {}).items():
-        output.say(f"{variable} overrides its {OVERRIDE_VARIABLES[variable]}: {source}")
+        output.say(f"{variable} overrides its {OVERRIDE_VARIABLES[variable]}: {output.mask_user(source)}")
     for warning in config.warnings:
         output.warn(warning)
 
@@ -52,7 +57,7 @@ def print_profiles(listed: list[ListedProfile], *, numbered: bool = False) -> No
             one.profile.provider
             if one.provider_state == "installed"
             else f"{one.profile.provider} ({one.provider_state})",
-            one.profile.model,
+            output.mask_user(one.profile.model),
             output.describe_setting(one.profile.dimensions),
             str(one.profile.batch_size),
             # The table's name repeats the profile's.
@@ -66,7 +71,7 @@ def print_profiles(listed: list[ListedProfile], *, numbered: bool = False) -> No
     for provider, state, hint in sorted(
         {(one.profile.provider, one.provider_state, one.hint) for one in listed if one.hint}
     ):
-        output.say(f"{provider} is {state}: {hint}" if state == "not installed" else hint)
+        output.say(f"{provider} is {state}: {hint}" if state.startswith("not ") else hint)
 
 
 def to_json(one: ListedProfile) -> dict[str, object]:
@@ -78,7 +83,7 @@ def to_json(one: ListedProfile) -> dict[str, object]:
         "provider": one.profile.provider,
         "provider_state": one.provider_state,
         "hint": one.hint,
-        "model": one.profile.model,
+        "model": output.mask_user(one.profile.model),
         "dimensions": one.profile.dimensions,
         "batch_size": one.profile.batch_size,
         "device": one.profile.device,

@@ -53,6 +53,9 @@ def search(
     """Rank the passages of text files for a query."""
     from embedkit.passages import rank_passages
 
+    if not query.strip():
+        # Before the files are read and the model is loaded for nothing.
+        raise InputError("The query is blank.", hint='say what to look for: embedkit search "how do I …" FILES')
     reranker = get_reranker(profile, registry=find_registry())
     with (
         get_embedder(profile, device=device, registry=find_registry()) as embedder,
@@ -80,7 +83,10 @@ def search(
         return
     _print_hits(hits, scores)
     n_files = len({passage.source for passage in passages})
-    output.say(f"{len(passages):,} passages of {n_files:,} files; profile {embedder.profile.name}, space {space}")
+    files_word = "file" if n_files == 1 else "files"
+    output.say(
+        f"{len(passages):,} passages of {n_files:,} {files_word}; profile {embedder.profile.name}, space {space}"
+    )
 
 
 def _read_passages(files: tuple[str, ...]) -> list[Passage]:

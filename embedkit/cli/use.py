@@ -253,7 +253,8 @@ def _prepare_new(config: Config, registry: Registry, profile: Profile) -> tuple[
     try:
         return prepare(profile, config=config, registry=registry), []
     except PluginError as error:
-        hint = config.install_hints.get(profile.provider, "")
+        is_kept_out = profile.provider in registry.not_allowed
+        hint = error.hint if is_kept_out else config.install_hints.get(profile.provider, "")
         return None, [f"{error.problem} {profile.name} cannot be used until it is{f': {hint}' if hint else '.'}"]
 
 

@@ -87,6 +87,7 @@ def test_an_absent_provider_does_not_hinder(call, write, monkeypatch):
     region = "eu"
     api_key = "sk-very-secret"
     url = "https://user:hunter2@shop.example"
+    headers = {Authorization = "Bearer sk-very-secret"}
     """
     monkeypatch.setenv("EMBEDKIT_PROFILES", str(write("gone.toml", text)))
     table, data = call("explain", "gone"), call("explain", "gone", "--json")
@@ -96,6 +97,23 @@ def test_an_absent_provider_does_not_hinder(call, write, monkeypatch):
     assert "The provider 'absent' is not installed." in table.stdout
     assert "sk-very-secret" not in table.stdout + data.stdout
     assert "hunter2" not in table.stdout + data.stdout
+
+
+def test_a_password_in_a_models_address_is_hidden_wherever_it_shows(call, write, monkeypatch):
+    """Also as the value that an override hides, and in the lists."""
+    text = """
+    default = "far"
+    [profiles.far]
+    provider = "toy"
+    model = "https://user:hunter2@shop.example/words"
+    """
+    monkeypatch.setenv("EMBEDKIT_PROFILES", str(write("far.toml", text)))
+    for model in ("", "words"):
+        monkeypatch.setenv("EMBEDDING_MODEL", model)
+        for arguments in (("explain",), ("explain", "--json"), ("profiles",), ("profiles", "--json")):
+            result = call(*arguments)
+            assert "***@shop.example" in result.stdout + result.stderr
+            assert "hunter2" not in result.stdout + result.stderr
 
 
 def test_options_of_a_dropped_provider_are_named_by_key_alone(call, monkeypatch):

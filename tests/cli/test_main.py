@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -206,3 +207,15 @@ def test_what_lists_and_explains_draws_nothing_on_a_pipe(project, arguments):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (0, "") == (done.returncode, done.stderr if done.returncode else "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+def test_a_full_disk_is_told_without_a_traceback(launch, project):
+    """What cannot be written is a failure with a sentence."""
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "embedkit", "profiles"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert 1 == done.returncode
+    assert "There is no space left where the output goes.\n" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -78,6 +78,13 @@ def test_settings_are_shown_as_a_person_would_write_them(expected, value):
         ("***", "PASSWORD", "anything"),
         (8192, "max_tokens", 8192),
         ("eu", "region", "eu"),
+        ("***", "authorization", "Bearer sk-1"),
+        (
+            {"Authorization": "***", "x-api-key": "***", "x": {"y": 1}},
+            "headers",
+            {"Authorization": "Bearer sk-1", "x-api-key": "sk-1", "x": {"y": 1}},
+        ),
+        (["https://***@host", 3], "hosts", ["https://user:word@host", 3]),
     ],
 )
 def test_an_option_that_nothing_is_known_of_is_judged_by_its_name(expected, key, value):

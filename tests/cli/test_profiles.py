@@ -38,6 +38,23 @@ def test_a_missing_provider_is_told_with_its_hint(call):
     assert "absent is not installed: python -m pip install toy-absent" in table.stderr
 
 
+def test_a_provider_that_the_allow_list_keeps_out_is_not_called_absent(call, monkeypatch):
+    """Fault 30. Installing it once more would mend nothing."""
+    monkeypatch.setenv("EMBEDKIT_PLUGINS", "nobody")
+    kept_out = find(call("profiles", "--json").json, "mini")
+    assert ("not allowed", "EMBEDKIT_PLUGINS or EMBEDKIT_DISABLE_PLUGIN_AUTOLOAD keeps it out") == (
+        kept_out["provider_state"],
+        kept_out["hint"],
+    )
+    table = call("profiles")
+    assert "local (not allowed)" in table.stdout
+    assert "local is not allowed: EMBEDKIT_PLUGINS or" in table.stderr
+    assert "plugins/embedkit-local" not in table.stderr
+    switch = call("use", "mini", "--dry-run").stderr
+    assert "not allowed by EMBEDKIT_PLUGINS" in switch
+    assert "plugins/embedkit-local" not in switch
+
+
 def test_the_table_marks_the_active_profile_and_says_who_chose_it(call, write):
     """The table is data on stdout; the rest is talk on stderr."""
     write(".env", "# ours\nEMBEDDING_PROFILE=large\n")

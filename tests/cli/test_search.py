@@ -34,7 +34,7 @@ def test_plain_text_goes_down_a_pipe(call, page):
     lines = result.stdout.splitlines()
     assert lines[0].startswith("1. docs/page.md:5  0.")
     assert ["   # Dogs", "   ", f"   {' '.join([SENTENCES['Dogs']] * 10)}", ""] == lines[1:]
-    assert "3 passages of 1 files; profile small, space " in result.stderr
+    assert "3 passages of 1 file; profile small, space " in result.stderr
 
 
 def test_five_hits_are_the_default(call, write):
@@ -115,6 +115,11 @@ def test_wrong_input_is_refused(call, page, write, arguments, expected):
     result = call("search", *arguments)
     assert (2, "") == (result.code, result.stdout)
     assert expected in result.stderr
+
+
+def test_a_blank_query_costs_nothing(call, page):
+    """Fault 62. It is refused before a file is read or a model is loaded."""
+    assert "The query is blank." in call("search", " ", "nowhere").stderr
 
 
 def test_standard_input_is_searched(call):

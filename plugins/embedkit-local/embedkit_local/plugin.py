@@ -81,7 +81,7 @@ def translate_import_error(error: ImportError) -> EmbedkitError:
     if requirement is None:
         return MissingDependencyError(
             f"The provider 'local' could not be imported: {error}",
-            hint="reinstall it: python -m pip install --force-reinstall embedkit-local",
+            hint="install it again, as it was installed before",
         )
     return MissingDependencyError(
         f"The provider 'local' needs {missing}, which cannot be imported: {error}",
