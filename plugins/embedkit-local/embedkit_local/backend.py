@@ -1,53 +1,85 @@
 """
 The heavy side of the provider `local`: loads a model and turns texts into vectors with it.
 
-Owns loading, the order of the work and what is done to a raw vector. Arithmetic is `engine`'s, files are
-`model_files`'.
+Owns the order of loading, the choice between the packed engine and sentence-transformers' own way, what is refused, and
+what is done to a raw vector. Arithmetic is the engines', files are `model_files`'. A usual model is loaded without
+importing transformers or sentence-transformers, which takes longer than all the rest.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import logging as transformers_logging
 
 from embedkit.errors import BackendError, EmbedkitError, InputError, ModelLoadError
 from embedkit.protocols import Batch, Role
 from embedkit.vectors import scale_to_unit
-from embedkit_local.devices import choose_device, choose_dtype
+from embedkit_local.attention import list_kernels
+from embedkit_local.budget import DEFAULT_TOKENS, Budget, is_out_of_memory
+from embedkit_local.chain import UnsupportedModelError
+from embedkit_local.devices import choose_device, describe_device
 from embedkit_local.digests import Digests, find_cache_directory
-from embedkit_local.engine import Engine, Reading, build_engine
-from embedkit_local.fetching import fetch
+from embedkit_local.engine import Engine, PackVectors
 from embedkit_local.foreign import translate_load_error
-from embedkit_local.identity import build_space, check_blobs, decide_attention, read_prompts
+from embedkit_local.identity import (
+    build_space,
+    check_blobs,
+    decide_appended_tokens,
+    decide_attention,
+    decide_max_tokens,
+    is_decoder,
+    read_prompts,
+)
+from embedkit_local.known_ways import KnownWays
+from embedkit_local.last_way import LastWay
 from embedkit_local.model_files import ModelFiles, Place, find_hub_cache, find_missing, find_place, read_model
+from embedkit_local.proved import Proved, require_reference_once
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from sentence_transformers.base.modules.transformer import TransformerTask
-    from transformers import PreTrainedConfig, PreTrainedModel
 
     from embedkit.profile import Profile
     from embedkit.space import Space
     from embedkit_local.options import LocalOptions
+    from embedkit_local.proof import Loaded
+    from embedkit_local.tokenizing import Tokenization
 
-_MAX_PACK_TOKENS = {"cpu": 16_384, "mps": 16_384, "cuda": 65_536}
-"""Tokens, padding included, of one forward pass: what bounds its memory."""
+_WINDOW = {"cpu": 1024, "mps": 1024, "cuda": 4096}
+"""Texts that are seen at once: many packs, so that equal lengths meet and no core waits long for the last one."""
 
-_MAX_WINDOW = 1024
+_WAYS_FORMAT = 1
+"""Kept ways of another format are chosen anew; raised when the ways or their checks change."""
 
 _logger = logging.getLogger("embedkit")
-_load_lock = threading.Lock()
+
+
+class AnyEngine(Protocol):
+    """What the packed engine and those of sentence-transformers' way have in common."""
+
+    dtype: str
+    notes: tuple[str, ...]
+
+    def read(self, texts: Sequence[str]) -> Tokenization:
+        """Turn texts, prompts already applied, into token ids."""
+        ...
+
+    def run(self, tokens: Tokenization, positions: Sequence[int], *, role: Role) -> Iterator[PackVectors]:
+        """Embed those of the texts that are wanted."""
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Count the tokens of whole texts."""
+        ...
+
+    def close(self) -> None:
+        """Give back threads."""
+        ...
 
 
 def load_backend(profile: Profile, options: LocalOptions) -> LocalBackend:
@@ -58,43 +90,39 @@ def load_backend(profile: Profile, options: LocalOptions) -> LocalBackend:
         EmbedkitError: A device, files or settings are missing, damaged or contradict each other.
     """
     device = choose_device(profile.device, origin=str(profile.origins.get("device", "")))
-    dtype = choose_dtype(options.dtype, device)
     files = read_model(_require_place(profile, options), trust_remote_code=options.trust_remote_code)
     digests = Digests(find_cache_directory(os.environ))
     check_blobs(files, digests)
     # Before loading: a setting that the model cannot fulfil is refused in no time.
     space = build_space(files, profile, options, digests=digests)
-    attention = decide_attention(files, profile, options)
+    decide_attention(files, profile, options)
     try:
-        model = _load_model(files, options, device=device, dtype=dtype, attention=attention)
+        engine, dimensions = _load_engine(files, profile, options, space, device=device)
     except EmbedkitError:
         raise
     except Exception as error:
         raise translate_load_error(error, profile.model) from error
-    native = model.get_embedding_dimension()
     described = files.find_dimensions()
-    if native is None or (described is not None and native != described):
+    if dimensions is None or (described is not None and dimensions != described):
         raise ModelLoadError(
-            f"The model {profile.model!r} makes vectors of {native} dimensions, and its files speak of {described}.",
+            f"The model {profile.model!r} makes vectors of {dimensions} dimensions, and its files speak of "
+            f"{described}.",
             hint="its files do not belong together: fetch it again",
         )
-    space = space or build_space(files, profile, options, digests=digests, native=native)
+    space = space or build_space(files, profile, options, digests=digests, native=dimensions)
     assert space is not None
-    engine = build_engine(model, max_tokens=space.max_tokens, appended=space.appended_tokens)
-    if options.append_eos:
-        _check_end(engine, files, space.max_tokens)
-    return LocalBackend(profile, space, engine, prompts=read_prompts(files), device=device, dtype=dtype)
-
-
-def _check_end(engine: Engine, files: ModelFiles, max_tokens: int | None) -> None:
-    """Prove that the end-of-text token is the last one, also of a text that is cut off."""
-    eos = files.find_eos()
-    for reading in engine.read(["a", "a " * 2 * (max_tokens or 1)]):
-        if eos is None or reading.ids[-1] != eos[0]:
-            raise ModelLoadError(
-                f"append_eos is true, and the tokenizer of {files.place.model!r} does not end each text with {eos}.",
-                hint="its tokenizer files do not belong together: fetch the model again",
-            )
+    backend = LocalBackend(profile, options, files, space, engine, device=device)
+    try:
+        _prove(backend, files, profile, options)
+    except EmbedkitError:
+        raise
+    except Exception as error:
+        raise translate_load_error(error, profile.model) from error
+    _logger.info("%s: %s", profile.model, backend.way)
+    for note in backend.notes:
+        _logger.info("%s: %s", profile.model, note)
+    LastWay(find_cache_directory(os.environ)).keep(profile, options, [backend.way, *backend.notes])
+    return backend
 
 
 class LocalBackend:
@@ -104,95 +132,118 @@ class LocalBackend:
     Args:
         profile: What was asked for.
 
+        options: Likewise.
+
+        files: The model's.
+
         space: Of every vector.
 
         engine: Reads texts and computes vectors.
 
-        prompts: The model's own, by role.
-
         device: Where the model runs.
 
-        dtype: What it computes in.
+    Attributes:
+        way: How the model is run and what was measured to choose that, in one line for people.
+
+        notes: What was not taken, and why; for people.
     """
 
     def __init__(
         self,
         profile: Profile,
+        options: LocalOptions,
+        files: ModelFiles,
         space: Space,
-        engine: Engine,
+        engine: AnyEngine,
         *,
-        prompts: Mapping[Role, str],
         device: torch.device,
-        dtype: torch.dtype,
     ) -> None:
-        self.prompts = prompts
+        self.prompts: Mapping[Role, str] = read_prompts(files)
         self.device = str(device)
-        self.dtype = str(dtype).removeprefix("torch.")
-        self.window = max(profile.batch_size, min(4 * profile.batch_size, _MAX_WINDOW))
+        self.dtype = engine.dtype
+        self.window = _WINDOW[device.type]
+        self.way = str(getattr(engine, "way", ""))
+        self.notes = engine.notes
+        self._profile = profile
+        self._options = options
+        self._files = files
         self._space = space
-        self._engine: Engine | None = engine
-        self._batch_size = profile.batch_size
-        self._max_pack_tokens = _MAX_PACK_TOKENS[device.type]
-        self._refuses_long = profile.too_long == "error"
-        used = {"query": profile.query_prompt, "document": profile.document_prompt}
-        self._n_prompt = {
-            role: engine.measure_prompt(prompt)
-            if (prompt := prompts[role] if used[role] is None else used[role])
-            else 0
-            for role in prompts
-        }
+        self._engine: AnyEngine | None = engine
 
     @property
     def space(self) -> Space:
         """The space of every vector it returns."""
         return self._space
 
+    @property
+    def loaded(self) -> Loaded | None:
+        """What proofs look at; None where the model is fed in a way of its own."""
+        engine: Any = self._engine
+        if not hasattr(engine, "build_transformer"):
+            return None
+        from embedkit_local.proof import Loaded  # noqa: PLC0415  # imports transformers
+
+        return Loaded(
+            files=self._files,
+            profile=self._profile,
+            options=self._options,
+            space=self._space,
+            read=lambda texts: [row.tolist() for row in engine.read(texts).rows],
+            transformer=engine.build_transformer(),
+        )
+
     def encode(self, texts: Sequence[str], *, role: Role) -> Iterator[Batch]:
         """Embed texts, the longest first; see `embedkit.protocols.Backend`."""
         engine = self._require_engine()
-        readings = engine.read(texts)
-        failures = {i: fault for i, reading in enumerate(readings) if (fault := self._find_fault(reading)) is not None}
+        tokens = engine.read(texts)
+        failures = {i: fault for i in range(len(texts)) if (fault := self._find_fault(tokens, i)) is not None}
         if failures:
-            yield Batch(
-                positions=(), vectors=np.zeros((0, self._space.dimensions), np.float32), n_tokens=0, failures=failures
-            )
-        order = sorted((i for i in range(len(readings)) if i not in failures), key=lambda i: -readings[i].n_tokens)
-        packs = _split(order, [reading.n_tokens for reading in readings], self._batch_size, self._max_pack_tokens)
-
-        def compute(pack: list[int]) -> NDArray[np.float32]:
-            return engine.compute([readings[i] for i in pack], role=role, n_prompt=self._n_prompt[role])
-
-        for pack, vectors in compute_packs(packs, compute):
-            yield Batch(
-                positions=pack,
-                vectors=self._finish(vectors),
-                n_tokens=sum(readings[i].n_tokens for i in pack),
-                truncated=[i for i in pack if readings[i].n_full > readings[i].n_tokens],
-            )
+            nothing = np.zeros((0, self._space.dimensions), np.float32)
+            yield Batch(positions=(), vectors=nothing, n_tokens=0, failures=failures)
+        wanted = [i for i in range(len(texts)) if i not in failures]
+        try:
+            for pack in engine.run(tokens, wanted, role=role) if wanted else ():
+                positions = list(pack.positions)
+                yield Batch(
+                    positions=positions,
+                    vectors=self._finish(pack.vectors),
+                    n_tokens=int(tokens.lengths[positions].sum()) if positions else 0,
+                    truncated=[i for i in positions if tokens.full_lengths[i] > tokens.lengths[i]],
+                    failures=pack.failures,
+                )
+        except EmbedkitError:
+            raise
+        except Exception as error:
+            raise BackendError(f"The model failed: {type(error).__name__}: {error}") from error
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Count the tokens of each text, special and appended tokens included, nothing cut off."""
-        return self._require_engine().count(texts)
+        return self._require_engine().count_tokens(texts)
 
     def close(self) -> None:
         """Give back the model's memory."""
-        self._engine = None
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()
+        del engine
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
-    def _require_engine(self) -> Engine:
+    def _require_engine(self) -> AnyEngine:
         if self._engine is None:
             raise BackendError("This backend was closed.")
         return self._engine
 
-    def _find_fault(self, reading: Reading) -> EmbedkitError | None:
-        if reading.n_tokens == 0:
+    def _find_fault(self, tokens: Tokenization, position: int) -> EmbedkitError | None:
+        n_tokens, n_full = int(tokens.lengths[position]), int(tokens.full_lengths[position])
+        if n_tokens == 0:
             return InputError(
-                f"The text {reading.text[:40]!r} holds nothing that the model's tokenizer reads.", hint="leave it out"
+                f"The text {tokens.texts[position][:40]!r} holds nothing that the model's tokenizer reads.",
+                hint="leave it out",
             )
-        if self._refuses_long and reading.n_full > reading.n_tokens:
+        if self._profile.too_long == "error" and n_full > n_tokens:
             return InputError(
-                f"A text has {reading.n_full} tokens, and the model reads {self._space.max_tokens} of them "
+                f"A text has {n_full} tokens, and the model reads {self._space.max_tokens} of them "
                 "(too_long is 'error').",
                 hint='split the text, or set too_long = "truncate"',
             )
@@ -204,60 +255,98 @@ class LocalBackend:
         return scale_to_unit(vectors) if self._space.normalized else vectors
 
 
-def compute_packs(
-    packs: list[list[int]], compute: Callable[[list[int]], NDArray[np.float32]]
-) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-    """
-    Run the model on one pack of texts after the other; a pack that does not fit into the device's memory is halved.
+def _load_engine(
+    files: ModelFiles, profile: Profile, options: LocalOptions, space: Space | None, *, device: torch.device
+) -> tuple[AnyEngine, int | None]:
+    """Load the packed engine, or where the model is not for it sentence-transformers' own; with the dimensions."""
+    budget = Budget(options.max_batch_tokens or DEFAULT_TOKENS[device.type])
+    max_tokens = decide_max_tokens(files, profile, options)
+    append = decide_appended_tokens(files, profile, options)
+    # Only what a profile states is set: otherwise the model's own configuration is left alone.
+    attention = options.attention or ""
+    _refuse_unknown_code(files, options)
+    ways = KnownWays(find_cache_directory(os.environ))
+    facts = None if space is None else [_WAYS_FORMAT, space.weights, append, *_describe_run(files, options, device)]
+    known = None if facts is None else ways.find(facts)
+    try:
+        packed = Engine.load(
+            files,
+            device=device,
+            budget=budget,
+            dtype=options.dtype,
+            max_tokens=max_tokens,
+            append=append,
+            attention=attention,
+            max_pack_texts=profile.batch_size,
+            trust_remote_code=options.trust_remote_code,
+            known=known,
+        )
+    except EmbedkitError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # Whatever it is: sentence-transformers is the judge of what can be loaded.
+        reason = str(error) if isinstance(error, UnsupportedModelError) else f"{type(error).__name__}: {error}"
+    else:
+        if facts is not None and packed.way != known:
+            ways.keep(facts, packed.way)
+        return packed, packed.dimensions
+    from embedkit_local.sentence_transformers_engine import (  # noqa: PLC0415  # imports for seconds
+        build_engine,
+        load_sentence_transformer,
+    )
 
-    Args:
-        packs: Positions of texts; all later packs are halved too after the first that did not fit.
-
-        compute: Runs the model on one pack.
-
-    Yields:
-        Each pack that was run, with its vectors.
-
-    Raises:
-        BackendError: Not even one text fits, or the model failed.
-    """
-    waiting = packs[::-1]
-    largest = max(map(len, packs), default=1)
-    while waiting:
-        pack = waiting.pop()
-        vectors, fits = None, len(pack) <= largest
-        if fits:
-            try:
-                vectors = compute(pack)
-            except torch.OutOfMemoryError as error:
-                if len(pack) == 1:
-                    raise BackendError(
-                        "The device has not enough memory for one text.",
-                        hint='lower max_tokens in the profile\'s options, or set dtype = "bfloat16" or device = "cpu"',
-                    ) from error
-                largest = len(pack) // 2
-            except Exception as error:
-                raise BackendError(f"The model failed: {type(error).__name__}: {error}") from error
-        if vectors is not None:
-            yield pack, vectors
-            continue
-        if fits and torch.cuda.is_available():
-            # Outside the except block: the traceback held the tensors that did not fit.
-            torch.cuda.empty_cache()
-        middle = (len(pack) + 1) // 2
-        waiting += [pack[middle:], pack[:middle]]
+    dtype = "float32" if options.dtype == "auto" else options.dtype
+    model = load_sentence_transformer(
+        files, dtype=dtype, device=device, attention=attention, trust_remote_code=options.trust_remote_code
+    )
+    prompts = {role: _choose_prompt(profile, role, own) for role, own in read_prompts(files).items()}
+    padded = build_engine(
+        model,
+        max_tokens=max_tokens,
+        append=append,
+        prompts=prompts,
+        budget=budget,
+        max_pack_texts=profile.batch_size,
+    )
+    padded.notes = (
+        f"not packed: {reason}",
+        *(['dtype "auto" is float32 in this way: bfloat16 is not compared here'] if options.dtype == "auto" else []),
+    )
+    return padded, padded.dimensions
 
 
-def _split(order: list[int], lengths: list[int], batch_size: int, max_tokens: int) -> list[list[int]]:
-    """Split positions, the longest text first, into packs of so many texts and padded tokens at most."""
-    packs: list[list[int]] = []
-    room = 0
-    for i in order:
-        if not packs or len(packs[-1]) >= room:
-            packs.append([])
-            room = min(batch_size, max(1, max_tokens // max(1, lengths[i])))
-        packs[-1].append(i)
-    return packs
+def _describe_run(files: ModelFiles, options: LocalOptions, device: torch.device) -> list[object]:
+    """Give what a way depends on beside the weights: the configuration, what is asked for, the device, the software."""
+    return [
+        # All of it: architecture, padding id and direction are no part of a space's weights, and change a way.
+        dict(files.transformer),
+        options.dtype,
+        options.attention,
+        describe_device(device),
+        list_kernels(device, torch.bfloat16),
+        str(torch.__version__),
+        importlib.metadata.version("transformers"),
+        importlib.metadata.version("embedkit-local"),
+    ]
+
+
+def _choose_prompt(profile: Profile, role: Role, own: str) -> str:
+    stated = profile.query_prompt if role == "query" else profile.document_prompt
+    return own if stated is None else stated
+
+
+def _prove(backend: LocalBackend, files: ModelFiles, profile: Profile, options: LocalOptions) -> None:
+    """Refuse a freshly loaded model that contradicts its profile, and one that misses its profile's reference."""
+    # An encoder that pools all tokens has neither an end of text nor a direction to be wrong about.
+    if is_decoder(files) or "lasttoken" in files.read_pooling() or options.append_eos:
+        loaded = backend.loaded
+        if loaded is not None:
+            from embedkit_local.proof import prove  # noqa: PLC0415  # imports transformers
+
+            prove(loaded)
+    require_reference_once(backend, profile, Proved(find_cache_directory(os.environ)))
 
 
 def _require_place(profile: Profile, options: LocalOptions) -> Place:
@@ -265,9 +354,20 @@ def _require_place(profile: Profile, options: LocalOptions) -> Place:
     hub_cache = find_hub_cache(os.environ)
     place = find_place(profile.model, options.revision, hub_cache=hub_cache)
     if place is None or (place.repository and find_missing(place)):
-        _logger.info("fetching %s", profile.model)
-        for _ in fetch(profile.model, options, profile=profile.name):
-            pass
+        from embedkit_local.fetching import fetch  # noqa: PLC0415  # imports huggingface_hub
+
+        said = False
+        for progress in fetch(profile.model, options, profile=profile.name):
+            if not said:
+                # Gigabytes are not fetched silently: somebody may have meant another profile.
+                _logger.warning(
+                    "%s (profile %s) is not on this machine: fetching %.0f MB; `embedkit pull %s` shows how far it is",
+                    profile.model,
+                    profile.name,
+                    progress.total_bytes / 1e6,
+                    profile.name,
+                )
+                said = True
         place = find_place(profile.model, options.revision, hub_cache=hub_cache)
     if place is None:
         raise ModelLoadError(
@@ -276,83 +376,12 @@ def _require_place(profile: Profile, options: LocalOptions) -> Place:
     return place
 
 
-class _CheckedTransformer(Transformer):
-    """The usual first step, which also keeps what transformers says about weights that were missing."""
-
-    attention = ""
-    missing: frozenset[str] = frozenset()
-
-    def _load_model(
-        self,
-        model_name_or_path: str,
-        transformer_task: TransformerTask,
-        config: PreTrainedConfig,
-        backend: str,
-        is_peft_model: bool,  # noqa: FBT001  # as in the parent
-        **model_kwargs: Any,  # noqa: ANN401  # as in the parent
-    ) -> PreTrainedModel:
-        _set_attention(config, self.attention)
-        # With the report asked for, transformers gives a pair.
-        loaded: Any = super()._load_model(
-            model_name_or_path,
-            transformer_task,
-            config,
-            backend,
-            is_peft_model,
-            output_loading_info=True,
-            **model_kwargs,
-        )
-        model: PreTrainedModel
-        model, report = loaded
-        # sentence-transformers pools tokens itself; a pooler's weights are never used.
-        self.missing = frozenset(key for key in report["missing_keys"] if "pooler." not in key)
-        return model
-
-
-def _set_attention(config: Any, attention: str) -> None:  # noqa: ANN401  # a configuration of transformers
-    if not attention:
-        return
-    if getattr(config, "is_decoder", False):
-        config.is_decoder = attention == "causal"
-    config.is_causal = attention == "causal"
-    if hasattr(config, "use_bidirectional_attention"):
-        config.use_bidirectional_attention = attention == "bidirectional"
-
-
-def _load_model(
-    files: ModelFiles, options: LocalOptions, *, device: torch.device, dtype: torch.dtype, attention: str
-) -> SentenceTransformer:
-    """Load through sentence-transformers, silently, from files alone."""
-    _refuse_unknown_code(files, options)
-    # The direction is set only where the profile states one: otherwise the model's own configuration is left alone.
-    checked = type("_Transformer", (_CheckedTransformer,), {"attention": attention if options.attention else ""})
-    own = {module.class_path: checked for module in files.modules if module.is_own and module.kind == "Transformer"}
-    with _load_lock, _quiet():
-        model = SentenceTransformer._load_with_module_classes(  # noqa: SLF001  # the one door to the loading report
-            str(files.place.directory),
-            own,
-            device=str(device),
-            trust_remote_code=options.trust_remote_code,
-            local_files_only=True,
-            model_kwargs={"dtype": dtype, "use_safetensors": True},
-        )
-    first = model[0]
-    if missing := getattr(first, "missing", ()):
-        raise ModelLoadError(
-            f"The model {files.place.model!r} is damaged: its weights lack {len(missing)} tensors, "
-            f"such as {min(missing)}.",
-            hint="fetch the model again, or name a directory whose config.json belongs to its weights",
-        )
-    # A cut of its own would come before our normalisation, and hide the native dimensions.
-    model.truncate_dim = None
-    model.eval()
-    return model
-
-
 def _refuse_unknown_code(files: ModelFiles, options: LocalOptions) -> None:
     """Refuse a model whose architecture only its own code knows; one that transformers knows is loaded natively."""
     if options.trust_remote_code or "auto_map" not in files.transformer:
         return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: PLC0415  # imports transformers
+
     if files.transformer.get("model_type") in CONFIG_MAPPING:
         _logger.info("%s brings code of its own; transformers' own code is used instead", files.place.model)
         return
@@ -361,24 +390,3 @@ def _refuse_unknown_code(files: ModelFiles, options: LocalOptions) -> None:
         f"{files.first.directory / 'config.json'}), and trust_remote_code is false.",
         hint="read that code; to run it, set trust_remote_code = true in the profile's options",
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from drawing a progress bar while a model is loaded."""
-    was_drawn = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        if was_drawn:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _use_one_thread_after_fork() -> None:
-    # The threads of torch's pool do not exist in the child, and waiting for them never ends.
-    torch.set_num_threads(1)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_use_one_thread_after_fork)

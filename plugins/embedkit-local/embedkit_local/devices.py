@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import re
 import shutil
 from collections.abc import Callable
@@ -60,11 +61,28 @@ def choose_device(name: str, *, origin: str = "", probe: Callable[[], bool] = ha
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Give the precision that an option means: auto is bfloat16 on a GPU that has it natively, else float32."""
+    """Give the precision that an option aims at: auto is bfloat16 on a device that has it natively, else float32."""
     if name == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if has_native_bfloat16(device) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 in hardware; elsewhere it is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported") if device.type == "cpu" else ()
+    return any(bool(getattr(torch.cpu, question, bool)()) for question in questions)
+
+
+def describe_device(device: torch.device) -> str:
+    """Name what decides how a device computes: its kind, and the instructions that torch uses on it."""
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)}"
+    if device.type == "cpu":
+        native = "with" if has_native_bfloat16(device) else "without"
+        return f"cpu {platform.machine()} {torch.backends.cpu.get_cpu_capability()} {native} bfloat16"
+    return f"{device.type} {platform.machine()}"
 
 
 def is_fork_error(error: Exception) -> bool:

@@ -162,10 +162,10 @@ def decide_attention(files: ModelFiles, profile: Profile, options: LocalOptions)
     config = files.transformer
     if not config:
         return options.attention or ""
-    is_decoder = config.get("model_type") in _DECODERS or bool(config.get("is_decoder"))
+    has_two_ways = is_decoder(files)
     own_code = "auto_map" in config and options.trust_remote_code
     if options.attention is not None:
-        if options.attention == "causal" and not is_decoder and not own_code:
+        if options.attention == "causal" and not has_two_ways and not own_code:
             raise SettingError(
                 f"attention is 'causal', and the model {profile.model!r} ({config.get('model_type')}) is an encoder.",
                 origin=_show_origin(profile, "attention"),
@@ -178,7 +178,12 @@ def decide_attention(files: ModelFiles, profile: Profile, options: LocalOptions)
         return "bidirectional"
     if own_code:
         return ""
-    return "causal" if is_decoder else "bidirectional"
+    return "causal" if has_two_ways else "bidirectional"
+
+
+def is_decoder(files: ModelFiles) -> bool:
+    """Whether a model's attention can look either way: an encoder's can only be bidirectional."""
+    return files.transformer.get("model_type") in _DECODERS or bool(files.transformer.get("is_decoder"))
 
 
 def decide_appended_tokens(files: ModelFiles, profile: Profile, options: LocalOptions) -> tuple[int, ...]:

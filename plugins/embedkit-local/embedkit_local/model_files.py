@@ -232,8 +232,7 @@ class ModelFiles:
 
     def find_eos(self) -> tuple[int, str] | None:
         """Give id and text of the token that ends a text; None when the tokenizer has none."""
-        special = _read_json(self.first.directory / "special_tokens_map.json", self.place, missing={})
-        stated = self.tokenizer.get("eos_token") or special.get("eos_token")
+        stated = self.tokenizer.get("eos_token") or self.read_special_tokens().get("eos_token")
         text = stated.get("content") if isinstance(stated, Mapping) else stated
         if not isinstance(text, str):
             return None
@@ -248,6 +247,11 @@ class ModelFiles:
         vocabulary = content.get("model", {}).get("vocab", {})
         number = vocabulary.get(text) if isinstance(vocabulary, Mapping) else None
         return None if number is None else (int(number), text)
+
+    def read_special_tokens(self) -> dict[str, Any]:
+        """Read special_tokens_map.json; empty when there is none."""
+        content: dict[str, Any] = _read_json(self.first.directory / "special_tokens_map.json", self.place, missing={})
+        return content
 
     def read_tokenizer_file(self) -> dict[str, Any]:
         """Read tokenizer.json; empty when there is none."""

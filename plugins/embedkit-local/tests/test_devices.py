@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from embedkit_local.devices import choose_device, choose_dtype, explain_fork, has_nvidia_driver
+from embedkit_local.devices import choose_device, choose_dtype, explain_fork, has_native_bfloat16, has_nvidia_driver
 
 from embedkit.errors import DeviceUnavailableError, SettingError
 
@@ -77,10 +77,13 @@ def test_driver_is_found_by_its_tool(tmp_path, monkeypatch):
     assert has_nvidia_driver()
 
 
-def test_auto_precision_on_a_cpu_is_exact():
-    """bfloat16 is for GPUs that have it."""
-    assert torch.float32 == choose_dtype("auto", torch.device("cpu"))
-    assert torch.bfloat16 == choose_dtype("bfloat16", torch.device("cpu"))
+def test_auto_precision_aims_at_what_the_device_has():
+    """bfloat16 where the processor multiplies it, else float32; what is asked for is not questioned."""
+    device = torch.device("cpu")
+    expected = torch.bfloat16 if has_native_bfloat16(device) else torch.float32
+    assert expected == choose_dtype("auto", device)
+    assert torch.bfloat16 == choose_dtype("bfloat16", device)
+    assert torch.float32 == choose_dtype("auto", torch.device("mps"))
 
 
 def test_forked_cuda_is_explained():
@@ -98,7 +101,7 @@ from embedkit_local.backend import load_backend
 from embedkit_local.options import LocalOptions
 profile = Profile(model=sys.argv[1], device="cpu")
 texts = [f"a b word{i} " * (i % 30 + 1) for i in range(200)]
-with Embedder(profile, lambda: load_backend(profile, LocalOptions())) as embedder:
+with Embedder(profile, lambda: load_backend(profile, LocalOptions(dtype="float32"))) as embedder:
     # Two threads of torch are at work when the fork comes.
     expected = embedder.embed_documents(texts).vectors
     assert torch.get_num_threads() == 2

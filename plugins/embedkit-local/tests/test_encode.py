@@ -1,19 +1,31 @@
 """Vectors are those of sentence-transformers' own `encode`, whatever the batch size, the order and the company."""
 
 import json
+import logging
+import os
+import re
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
-from embedkit_local.backend import compute_packs
+from embedkit_local.choosing import Way
+from embedkit_local.digests import find_cache_directory
+from embedkit_local.known_ways import KnownWays
+from embedkit_local.options import LocalOptions
+from embedkit_local.plugin import load_local
+from embedkit_local.proof import measure_attention
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from embedkit.embedder import Embedder
 from embedkit.errors import BackendError, EmbedkitError, InputError, ModelLoadError, SettingError
+from embedkit.profile import Profile
 
 
 def reference(directory, texts, **arguments):
@@ -262,22 +274,7 @@ def test_attention_option_turns_a_decoder(make_qwen, load, attention, family):
     """A later token moves the first token's state exactly when attention is bidirectional, alone and padded."""
     backend = load(make_qwen(family=family), options={"attention": attention})
     assert attention == backend.space.attention
-    first, second = (_first_state(backend, pair) for pair in (["a b"], ["a c"]))
-    assert (attention == "causal") == np.allclose(first, second, atol=1e-6)
-    padded_first, padded_second = (_first_state(backend, pair) for pair in (["a b", "a b c d e"], ["a c", "a b c d e"]))
-    np.testing.assert_allclose(first, padded_first, atol=1e-5)
-    np.testing.assert_allclose(second, padded_second, atol=1e-5)
-
-
-def _first_state(backend, texts):
-    """Give the first token's hidden state in the first text."""
-    states = []
-    first = backend._engine._model[0]
-    handle = first.register_forward_hook(lambda module, inputs, output: states.append(output["token_embeddings"][0, 0]))
-    engine = backend._engine
-    engine.compute(engine.read(texts), role="document")
-    handle.remove()
-    return states[0].numpy()
+    assert {attention} == measure_attention(backend.loaded.transformer, [2, 3, 4, 5, 6])
 
 
 def test_attention_of_an_encoder_cannot_be_causal(make_bert, load):
@@ -348,22 +345,47 @@ def test_static_embeddings_are_served(tmp_path, load, embed, texts):
         load(directory, options={"append_eos": True})
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_while_a_static_model_counts_leaves_no_lock(tmp_path):
+    """The lock of a thread that the child does not have is forgotten there. Fault 80."""
+    code = """
+import os, signal, sys
+from embedkit_local.budget import Budget
+from embedkit_local.sentence_transformers_engine import TextEngine
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer, models
+tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
+engine = TextEngine(model, budget=Budget(100), max_pack_texts=8)
+with engine._lock:
+    if (child := os.fork()) == 0:
+        signal.alarm(30)
+        os._exit(0 if engine.count_tokens(["a"]) == [1] else 3)
+    print(os.waitpid(child, 0)[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", check=True
+    )
+    assert "0" == done.stdout.strip()
+
+
 def test_closing_the_iterator_stops_the_work(make_bert, load, texts):
-    """After the first batch nothing more is computed."""
+    """After the first batch nothing more is begun than is under way."""
     backend = load(make_bert(), batch_size=2)
     n_computed = 0
-    compute = backend._engine.compute
+    launch = backend._engine._launch
 
-    def count(*args, **kwargs):
+    def count(*args):
         nonlocal n_computed
         n_computed += 1
-        return compute(*args, **kwargs)
+        return launch(*args)
 
-    backend._engine.compute = count
+    backend._engine._launch = count
     batches = backend.encode(texts, role="document")
     next(batches)
     batches.close()
-    assert 1 == n_computed
+    assert n_computed <= 2 + torch.get_num_threads()
 
 
 def test_closed_backend_is_refused(make_bert, load):
@@ -406,48 +428,139 @@ def test_thread_settings_of_the_process_stay(make_bert, load, embed, texts):
     assert not torch.is_inference_mode_enabled()
 
 
-def test_pack_that_does_not_fit_is_halved_and_nothing_is_lost():
-    """After the first that fails, later packs are no larger than what fitted. Fault 76."""
-    sizes = []
-
-    def compute(pack):
-        sizes.append(len(pack))
-        if len(pack) > 3:
-            raise torch.OutOfMemoryError
-        return np.array(pack, np.float32)[:, np.newaxis]
-
-    results = list(compute_packs([list(range(10)), list(range(10, 20))], compute))
-    assert list(range(20)) == [position for pack, _ in results for position in pack]
-    assert list(range(20)) == np.concatenate([vectors for _, vectors in results])[:, 0].tolist()
-    assert 2 == sum(size > 3 for size in sizes)
-
-
-def test_text_that_does_not_fit_alone_is_an_error():
-    """With one text left there is nothing to halve. Fault 76."""
-
-    def compute(pack):
-        raise torch.OutOfMemoryError
-
-    with pytest.raises(BackendError, match="memory"):
-        list(compute_packs([[0, 1]], compute))
-
-
-def test_failure_of_the_model_is_translated():
+def test_failure_of_the_model_is_translated(make_bert, load):
     """Whatever torch raises on the way is a BackendError that names it."""
+    backend = load(make_bert())
 
-    def compute(pack):
+    def fail(*args):
         raise RuntimeError("index out of range")
 
+    backend._engine._launch = fail
     with pytest.raises(BackendError, match="RuntimeError: index out of range"):
-        list(compute_packs([[0]], compute))
+        list(backend.encode(["a", "b"], role="document"))
 
 
-def test_memory_of_a_pack_is_bounded(make_bert, load, texts):
-    """However large batch_size is, a pack's padded tokens stay within the budget."""
-    backend = load(make_bert(), batch_size=100_000)
-    backend._max_pack_tokens = 100
-    packs = [batch.positions for batch in backend.encode(texts, role="document")]
-    n_tokens = [min(n, 32) for n in backend.count_tokens(texts)]
-    assert all(len(pack) * max(n_tokens[i] for i in pack) <= 100 for pack in packs)
-    assert list(range(len(texts))) == sorted(i for pack in packs for i in pack)
-    assert 1024 >= load(make_bert("b"), batch_size=256).window
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_memory_of_a_pack_is_bounded(make_bert, load, texts, include_prompt):
+    """However large batch_size is, a pack's tokens stay within max_batch_tokens, in either way."""
+    directory = make_bert()
+    pooling = {"embedding_dimension": 32, "pooling_mode": "mean", "include_prompt": include_prompt}
+    (directory / "1_Pooling" / "config.json").write_text(json.dumps(pooling), encoding="utf-8")
+    backend = load(directory, batch_size=100_000, options={"max_batch_tokens": 100})
+    batches = list(backend.encode(texts, role="document"))
+    assert all(batch.n_tokens <= 100 for batch in batches)
+    assert list(range(len(texts))) == sorted(i for batch in batches for i in batch.positions)
+    assert 1024 == backend.window
+
+
+def test_the_way_taken_is_said(make_bert, load, caplog):
+    """A usual model is packed, an unusual one is not, with the reason; the second load measures nothing again."""
+    directory, unusual = make_bert(), make_bert("unusual", normalize=False)
+    _add_module(unusual, "Dropout", {"dropout": 0.5})
+    with caplog.at_level(logging.INFO, logger="embedkit"):
+        backend = load(directory)
+    assert re.fullmatch(
+        r"packed, with a forward pass of its own, float32: agrees with padded to (1\.0|0\.99999)\d+", backend.way
+    )
+    assert backend.way in caplog.text
+    assert backend.way == load(directory).way
+    other = load(unusual, options={"dtype": "auto"})
+    assert "padded, through sentence-transformers, float32" == other.way
+    assert "not packed: its modules are Transformer, Pooling, Dropout" == other.notes[0]
+    assert "float32" == other.dtype
+
+
+def test_a_kept_way_is_not_taken_for_another_configuration(make_bert, load):
+    """What the weights' identity leaves out can change which way is right; the same weights are measured again."""
+    directory = make_bert()
+    weights = load(directory).space.weights
+    load(directory)
+    kept = find_cache_directory(os.environ) / "ways"
+    n_before = len(list(kept.iterdir()))
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    (directory / "config.json").write_text(json.dumps({**config, "pad_token_id": 1}), encoding="utf-8")
+    assert weights == load(directory).space.weights
+    assert n_before + 1 == len(list(kept.iterdir()))
+
+
+def test_a_kept_way_that_is_gone_is_chosen_anew(make_qwen, load):
+    """What could be built once, such as a kernel, must not condemn a model to the slowest way for ever."""
+    directory = make_qwen()
+    way = load(directory).way
+    (path,) = (find_cache_directory(os.environ) / "ways").iterdir()
+    good = path.read_text(encoding="utf-8")
+    path.write_text(json.dumps({**json.loads(good), "layout": "native"}), encoding="utf-8")
+    assert way.partition(":")[0] == load(directory).way.partition(":")[0]
+    assert "packed" == json.loads(path.read_text(encoding="utf-8"))["layout"]
+
+
+def test_models_that_no_way_was_proved_for_go_through_sentence_transformers(zoo, tmp_path, load, embed):
+    """T5 has a bias for each pair of positions: the package knows how to run it."""
+    directory = zoo.make(tmp_path, "t5")
+    texts = zoo.texts(20)
+    backend = load(directory)
+    assert "padded" in backend.way
+    np.testing.assert_allclose(embed(backend, texts), reference(directory, texts), atol=1e-5)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"layout": "native"}', "\0", '{"layout": 1, "prepacked": 2}'])
+def test_rubbish_among_the_kept_ways_is_ignored(tmp_path, content):
+    """It is chosen anew then. Fault 87."""
+    ways, way = KnownWays(tmp_path), Way(layout="native", prepacked=True, dtype="bfloat16", agreement=1.0, notes=("a",))
+    ways.keep(["facts"], way)
+    assert way == ways.find(["facts"])
+    assert ways.find(["others"]) is None
+    (path,) = (tmp_path / "ways").iterdir()
+    path.write_text(content, encoding="utf-8")
+    assert ways.find(["facts"]) is None
+    ways.keep(["facts"], way)
+    assert way == ways.find(["facts"])
+
+
+def test_a_kept_way_of_wrong_values_is_ignored(tmp_path):
+    """Each value must be one that a way can have. Fault 87."""
+    ways = KnownWays(tmp_path)
+    ways.keep(["facts"], Way(layout="native", prepacked=True, dtype="bfloat16"))
+    (path,) = (tmp_path / "ways").iterdir()
+    good = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in (("layout", "other"), ("prepacked", "yes"), ("dtype", None), ("agreement", "1"), ("notes", 3)):
+        path.write_text(json.dumps({**good, name: value}), encoding="utf-8")
+        assert ways.find(["facts"]) is None, name
+
+
+ENDLESS = """
+import itertools, sys
+import psutil
+from embedkit.embedder import Embedder
+from embedkit.profile import Profile
+from embedkit_local.backend import load_backend
+from embedkit_local.options import LocalOptions
+profile = Profile(model=sys.argv[1], device="cpu")
+with Embedder(profile, lambda: load_backend(profile, LocalOptions())) as embedder:
+    texts = (f"a b word{number % 200} c{number} " * (1 + number % 12) for number in itertools.count())
+    sizes = []
+    for part in itertools.islice(embedder.stream_documents(texts), 12):
+        sizes.append(psutil.Process().memory_info().rss)
+print(sizes[-1] - max(sizes[:4]))
+"""
+
+
+def test_an_endless_stream_takes_constant_memory(make_bert):
+    """Eight windows more cost no more than what the allocator wobbles by."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDLESS, str(make_bert())], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert 0 == done.returncode, done.stderr
+    assert 16 << 20 > int(done.stdout)
+
+
+@pytest.mark.weights
+def test_tokens_are_counted_with_and_without_the_cut(minilm):
+    """What the model reads is what it reports that it read, and a long text has more than that. Fault 67."""
+    texts = ["one", "a longer text of some words", "word " * 700]
+    profile = Profile(model=str(minilm), device="cpu")
+    with Embedder(profile, lambda: load_local(profile, LocalOptions(dtype="float32"))) as embedder:
+        read = embedder.count_tokens(texts, truncated=True)
+        assert [3, 8, 256] == read
+        assert sum(read) == embedder.embed_documents(texts).report.n_tokens
+        assert [3, 8, 702] == embedder.count_tokens(texts)

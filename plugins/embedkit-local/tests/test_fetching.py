@@ -152,10 +152,13 @@ except EmbedkitError as error:
 
 
 def test_loading_fetches_once_and_then_needs_no_network(repository):
-    """The second process loads with the server gone."""
+    """The second process loads with the server gone. Nothing is fetched silently: somebody may have meant another."""
+    said = "owner/tiny (profile mine) is not on this machine: fetching"
     with serve(repository) as (endpoint, _):
-        assert COMMIT == run(LOAD, endpoint).stdout.strip()
-    assert COMMIT == run(LOAD, endpoint).stdout.strip()
+        first = run(LOAD, endpoint)
+    second = run(LOAD, endpoint)
+    assert [COMMIT, COMMIT] == [first.stdout.strip(), second.stdout.strip()]
+    assert [1, 0] == [first.stderr.count(said), second.stderr.count(said)]
 
 
 def test_pulling_again_without_a_network_is_no_failure(repository):

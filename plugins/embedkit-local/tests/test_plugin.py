@@ -1,14 +1,17 @@
 """The plugin is light, says what is missing, and offers what the documentation says."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from embedkit_local.digests import find_cache_directory
 from embedkit_local.options import LocalOptions
-from embedkit_local.plugin import embedkit_providers, translate_import_error
+from embedkit_local.plugin import describe_local, embedkit_providers, load_local, translate_import_error
 
 from embedkit.options import list_options
+from embedkit.profile import Profile
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -63,12 +66,25 @@ def test_every_option_stands_in_the_readme():
 
 
 def test_options_belong_to_the_model_or_the_machine():
-    """An override of the model keeps only the precision."""
+    """An override of the model keeps only what belongs to the machine."""
     kept = {name for name, field in list_options(LocalOptions).items() if field.belongs_to != "model"}
-    assert {"dtype"} == kept
+    assert {"dtype", "max_batch_tokens"} == kept
 
 
 def test_provider_is_called_local():
     """The name that profiles.toml uses."""
     (provider,) = embedkit_providers()
     assert "local" == provider.name
+
+
+def test_how_a_model_was_last_run_is_told_without_loading(make_bert):
+    """Nothing before the first load, then the way that it took; a file of rubbish says nothing."""
+    profile, options = Profile(model=str(make_bert()), device="cpu"), LocalOptions(dtype="float32")
+    assert () == describe_local(profile, options)
+    backend = load_local(profile, options)
+    assert (backend.way, *backend.notes) == describe_local(profile, options)
+    assert backend.way
+    assert () == describe_local(profile, LocalOptions(dtype="bfloat16"))
+    (kept,) = (find_cache_directory(os.environ) / "last_way").iterdir()
+    kept.write_bytes(b"\xff\xfe")
+    assert () == describe_local(profile, options)

