@@ -12,7 +12,7 @@ from typing import Any
 
 import pluggy
 
-from embedkit.protocols import Provider, RerankProvider
+from embedkit.protocols import Check, Provider, RerankProvider
 
 PROJECT = "embedkit"
 """The name of the hook project, and of the entry point group."""
@@ -29,3 +29,8 @@ def embedkit_providers() -> Iterable[Provider[Any]]:  # type: ignore[empty-body]
 @hookspec
 def embedkit_rerankers() -> Iterable[RerankProvider[Any]]:  # type: ignore[empty-body]  # a specification
     """Offer providers of rerankers. Called once when the plugins are read; must import nothing heavy."""
+
+
+@hookspec
+def embedkit_checks() -> Iterable[Check]:  # type: ignore[empty-body]  # a specification
+    """Offer checks for `embedkit doctor`. Called once when the plugins are read; must import nothing heavy."""

@@ -1,5 +1,5 @@
 """
-What plugins supply: recipes (`Provider`, `RerankProvider`) and what a recipe makes (`Backend`, `RerankBackend`).
+What plugins supply: recipes (`Provider`, `RerankProvider`), what they make (`Backend`, `RerankBackend`), and `Check`.
 
 Owns shapes only; nothing here does work. Plugin authors import from here, and from `embedkit.space`,
 `.options`, `.errors`, `.testing`.
@@ -7,7 +7,7 @@ Owns shapes only; nothing here does work. Plugin authors import from here, and f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import attrs
@@ -58,6 +58,9 @@ class Backend(Protocol):
         device: Where it runs, for people ("cpu", "cuda:0"); empty when unknown.
 
         dtype: The precision it computes in, for people; empty when unknown.
+
+    A backend that chooses between ways of running its model may also have `way`, one line for people that says which it
+    took, and `notes`, lines that say what was not taken and why: reports and `embedkit doctor` show them.
     """
 
     window: int
@@ -117,6 +120,10 @@ def _identify_nothing(profile: Profile, options: Any) -> Space | None:  # noqa: 
     return None
 
 
+def _describe_nothing(profile: Profile, options: Any) -> Sequence[str]:  # noqa: ANN401, ARG001
+    return ()
+
+
 @attrs.frozen(kw_only=True)
 class Provider(Generic[OptionsT]):
     """
@@ -134,6 +141,9 @@ class Provider(Generic[OptionsT]):
 
         identify: Gives the space from files alone, without loading; None: known only after load.
 
+        describe: Says from files alone how the model was run when it was last loaded on this machine, in lines for
+            people; none when it never was.
+
         fetch: Brings a profile's weights onto this machine; yields how far it has come, the total first. None: there is
             nothing to fetch.
     """
@@ -143,6 +153,7 @@ class Provider(Generic[OptionsT]):
     options: type[OptionsT]
     load: Callable[[Profile, OptionsT], Backend]
     identify: Callable[[Profile, OptionsT], Space | None] = _identify_nothing
+    describe: Callable[[Profile, OptionsT], Sequence[str]] = _describe_nothing
     fetch: Callable[[Profile, OptionsT], Iterator[FetchProgress]] | None = None
 
 
@@ -197,3 +208,64 @@ class RerankProvider(Generic[OptionsT]):
     summary: str
     options: type[OptionsT]
     load: Callable[[RerankerProfile, OptionsT], RerankBackend]
+
+
+@attrs.frozen(kw_only=True)
+class Finding:
+    """
+    Say one thing that a check found.
+
+    Attributes:
+        level: "ok" and "note" are for the reader; a "problem" is to be mended, and makes `embedkit doctor` fail.
+
+        sentence: What was found, with its value.
+
+        hint: What mends it: something one can type. Empty only where nothing needs mending.
+
+        prevents_loading: Whether loading the model now is pointless or dangerous, so that nobody should try.
+    """
+
+    level: Literal["ok", "note", "problem"]
+    sentence: str
+    hint: str = ""
+    prevents_loading: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Subject:
+    """
+    Hold what a check looks at.
+
+    Attributes:
+        profile: The profile that is examined; None while the configuration is wrong.
+
+        options: Its options, typed by its provider's class; None likewise.
+
+        backend: Its loaded model, without the embedder around it; None before loading.
+    """
+
+    profile: Profile | None = None
+    options: Any = None
+    backend: Backend | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Check:
+    """
+    Examine a machine, or a loaded model, for `embedkit doctor`.
+
+    Attributes:
+        name: The topic that its findings are shown under.
+
+        summary: One line for people.
+
+        run: Gives findings, none where it has nothing to say: a check is asked about profiles of every provider. May
+            import heavy libraries; what it raises becomes a finding.
+
+        needs_model: Whether it is asked after loading, with `Subject.backend`; else it is asked before.
+    """
+
+    name: str
+    summary: str
+    run: Callable[[Subject], Iterable[Finding]]
+    needs_model: bool = False

@@ -23,11 +23,11 @@ from embedkit.config import (
 )
 from embedkit.errors import BrokenPluginError, DuplicateProviderError, PluginError, UnknownProviderError
 from embedkit.options import find_nearest, list_options, show_value
-from embedkit.protocols import Provider, RerankProvider
+from embedkit.protocols import Check, Provider, RerankProvider
 
 GROUP = hookspecs.PROJECT
 
-R = TypeVar("R", Provider[Any], RerankProvider[Any])
+R = TypeVar("R", Provider[Any], RerankProvider[Any], Check)
 
 
 @attrs.frozen(kw_only=True)
@@ -43,12 +43,15 @@ class Plugin:
         providers: Names of the embedding providers that it offers.
 
         rerankers: Names of the reranker providers that it offers.
+
+        checks: Names of the checks that it offers.
     """
 
     name: str
     distribution: str
     providers: tuple[str, ...]
     rerankers: tuple[str, ...]
+    checks: tuple[str, ...]
 
 
 @attrs.frozen(kw_only=True)
@@ -83,11 +86,14 @@ class Registry:
         broken: Those that were not.
 
         not_allowed: Entry points that were not even imported.
+
+        checks: Every check, with the plugin that offers it.
     """
 
     plugins: tuple[Plugin, ...]
     broken: tuple[BrokenPlugin, ...]
     not_allowed: tuple[str, ...]
+    checks: tuple[tuple[Plugin, Check], ...]
     _providers: Mapping[str, tuple[tuple[Plugin, Provider[Any]], ...]] = attrs.field(repr=False)
     _rerankers: Mapping[str, tuple[tuple[Plugin, RerankProvider[Any]], ...]] = attrs.field(repr=False)
 
@@ -95,6 +101,16 @@ class Registry:
     def provider_names(self) -> tuple[str, ...]:
         """The names of all providers on offer, sorted."""
         return tuple(sorted(self._providers))
+
+    @property
+    def clashes(self) -> dict[str, list[str]]:
+        """What is offered more than once (such as "provider local"), with the distributions that offer it."""
+        offers: dict[str, list[str]] = {}
+        for kind, offered in (("provider", self._providers), ("reranker", self._rerankers)):
+            for name, rivals in offered.items():
+                if len(rivals) > 1:
+                    offers[f"{kind} {name}"] = [plugin.distribution for plugin, _ in rivals]
+        return offers
 
     def get_provider(self, name: str, *, origin: str = "", install_hint: str = "") -> Provider[Any]:
         """
@@ -187,13 +203,14 @@ def build_registry(
     not_allowed: list[str] = []
     providers: dict[str, list[tuple[Plugin, Provider[Any]]]] = {}
     rerankers: dict[str, list[tuple[Plugin, RerankProvider[Any]]]] = {}
+    checks: list[tuple[Plugin, Check]] = []
     for entry_point in sorted(entry_points, key=lambda entry_point: (entry_point.name, entry_point.value)):
         if not _is_allowed(entry_point.name, settings):
             not_allowed.append(entry_point.name)
             continue
         distribution = _describe_distribution(entry_point)
         try:
-            offered_providers, offered_rerankers = _read_plugin(entry_point)
+            offered_providers, offered_rerankers, offered_checks = _read_plugin(entry_point)
         except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever a stranger's code raises
             described = _describe_error(error)
             broken.append(BrokenPlugin(name=entry_point.name, distribution=distribution, error=described, cause=error))
@@ -203,8 +220,10 @@ def build_registry(
             distribution=distribution,
             providers=tuple(provider.name for provider in offered_providers),
             rerankers=tuple(provider.name for provider in offered_rerankers),
+            checks=tuple(check.name for check in offered_checks),
         )
         plugins.append(plugin)
+        checks += [(plugin, check) for check in offered_checks]
         for provider in offered_providers:
             providers.setdefault(provider.name, []).append((plugin, provider))
         for reranker in offered_rerankers:
@@ -213,6 +232,7 @@ def build_registry(
         plugins=tuple(plugins),
         broken=tuple(broken),
         not_allowed=tuple(not_allowed),
+        checks=tuple(checks),
         providers={name: tuple(offers) for name, offers in providers.items()},
         rerankers={name: tuple(offers) for name, offers in rerankers.items()},
     )
@@ -242,7 +262,7 @@ def _is_allowed(name: str, settings: PluginSettings) -> bool:
 
 def _read_plugin(
     entry_point: importlib.metadata.EntryPoint,
-) -> tuple[list[Provider[Any]], list[RerankProvider[Any]]]:
+) -> tuple[list[Provider[Any]], list[RerankProvider[Any]], list[Check]]:
     """Import one plugin and ask its hooks; a manager of its own keeps its faults to itself, a misspelt hook too."""
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
@@ -254,6 +274,7 @@ def _read_plugin(
     return (
         _ask(manager.hook.embedkit_providers, Provider),
         _ask(manager.hook.embedkit_rerankers, RerankProvider),
+        _ask(manager.hook.embedkit_checks, Check),
     )
 
 
@@ -269,6 +290,10 @@ def _ask(hook: pluggy.HookCaller, kind: type[R]) -> list[R]:
             raise TypeError(f"{hook.name} gave {type(offer).__name__} where {kind.__name__} is due")
         if not isinstance(offer.name, str) or not offer.name.strip():
             raise TypeError(f"{hook.name} gave a {kind.__name__} whose name is {show_value(offer.name)}")
+        if isinstance(offer, Check):
+            if not callable(offer.run):
+                raise TypeError(f"the Check {offer.name!r} has nothing to run")
+            continue
         if not callable(offer.load) or not isinstance(offer.options, type) or not attrs.has(offer.options):
             raise TypeError(
                 f"the {kind.__name__} {offer.name!r} has no attrs class as options, or nothing to load with"

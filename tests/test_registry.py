@@ -78,17 +78,41 @@ def test_a_plugin_offers_what_its_hooks_give(install):
     code = good("vectors") + '\n@hookimpl\ndef embedkit_rerankers():\n    yield make("scores", RerankProvider)\n'
     registry = build_registry(install("embedkit-good", code, names=["entry"], version="2.1"))
     (plugin,) = registry.plugins
-    assert ("entry", "embedkit-good 2.1", ("vectors",), ("scores",)) == (
+    assert ("entry", "embedkit-good 2.1", ("vectors",), ("scores",), ()) == (
         plugin.name,
         plugin.distribution,
         plugin.providers,
         plugin.rerankers,
+        plugin.checks,
     )
     assert ("vectors", "scores") == (registry.get_provider("vectors").name, registry.get_rerank_provider("scores").name)
     assert (("vectors",), (), ()) == (registry.provider_names, registry.broken, registry.not_allowed)
     assert "Options" == registry.find_options_class("vectors").__name__
     with pytest.raises(UnknownProviderError, match="The reranker provider 'vectors' is not installed"):
         registry.get_rerank_provider("vectors")
+
+
+def test_checks_are_kept_with_the_plugin_that_offers_them(install):
+    """Two plugins may use one name: each is run, and neither hides the other."""
+    code = """
+        from embedkit import hookimpl
+        from embedkit.protocols import Check
+
+        @hookimpl
+        def embedkit_checks():
+            return [Check(name="devices", summary="s", run=lambda subject: [])]
+    """
+    install("one", code)
+    registry = build_registry(install("two", code))
+    assert [("one", "devices"), ("two", "devices")] == [(plugin.name, check.name) for plugin, check in registry.checks]
+    assert ({}, ("devices",)) == (registry.clashes, registry.plugins[0].checks)
+
+
+def test_what_is_offered_twice_is_listed_with_both_distributions(install):
+    """Fault 28. Without anybody asking for it."""
+    install("first", good("same"))
+    registry = build_registry(install("second", good("same")))
+    assert {"provider same": ["first 1.0", "second 1.0"]} == registry.clashes
 
 
 def test_without_any_plugin_there_is_nothing_and_no_error():
@@ -144,6 +168,12 @@ BROKEN = {
     "a string": (
         HEAD + "\n@hookimpl\ndef embedkit_providers():\n    return 'local'",
         "TypeError: embedkit_providers gave str where Provider is due",
+    ),
+    "a check without anything to run": (
+        HEAD
+        + "from embedkit.protocols import Check\n"
+        + "\n@hookimpl\ndef embedkit_checks():\n    return [Check(name='c', summary='s', run=None)]",
+        "TypeError: the Check 'c' has nothing to run",
     ),
     "the class itself": (
         HEAD + "\n@hookimpl\ndef embedkit_providers():\n    return [Provider]",

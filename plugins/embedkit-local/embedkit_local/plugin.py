@@ -1,5 +1,5 @@
 """
-The entry point of `embedkit-local`: offers the provider `local`.
+The entry point of `embedkit-local`: offers the provider `local`, and what `embedkit doctor` checks of it.
 
 Owns the recipe. Imports nothing heavy: torch and its companions are imported when a model is loaded or fetched.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedkit import hookimpl
 from embedkit.errors import EmbedkitError, MissingDependencyError
-from embedkit.protocols import Backend, FetchProgress, Provider
+from embedkit.protocols import Backend, Check, FetchProgress, Finding, Provider, Subject
 from embedkit_local.options import LocalOptions
 
 if TYPE_CHECKING:
@@ -61,6 +61,14 @@ def identify_local(profile: Profile, options: LocalOptions) -> Space | None:
     return build_space(files, profile, options, digests=Digests(find_cache_directory(os.environ)))
 
 
+def describe_local(profile: Profile, options: LocalOptions) -> tuple[str, ...]:
+    """Say how a profile's model was run when it was last loaded on this machine, and what was not taken and why."""
+    from embedkit_local.digests import find_cache_directory  # noqa: PLC0415  # only when it is asked
+    from embedkit_local.last_way import LastWay  # noqa: PLC0415
+
+    return LastWay(find_cache_directory(os.environ)).find(profile, options)
+
+
 def fetch_local(profile: Profile, options: LocalOptions) -> Iterator[FetchProgress]:
     """
     Bring a profile's weights onto this machine; nothing to do for a directory or a package.
@@ -72,6 +80,21 @@ def fetch_local(profile: Profile, options: LocalOptions) -> Iterator[FetchProgre
         profile.model, options, profile=profile.name
     )
     yield from progress
+
+
+def check_local_devices(subject: Subject) -> Iterable[Finding]:
+    """Say what torch and this machine make of each other; see `embedkit_local.checks`."""
+    yield from _import_heavy("embedkit_local.checks").check_devices(subject)
+
+
+def check_local_weights(subject: Subject) -> Iterable[Finding]:
+    """Say whether a profile's weights are here, whole, and fit into memory; see `embedkit_local.checks`."""
+    yield from _import_heavy("embedkit_local.checks").check_weights(subject)
+
+
+def check_local_proof(subject: Subject) -> Iterable[Finding]:
+    """Prove what can be measured on a loaded model; see `embedkit_local.checks`."""
+    yield from _import_heavy("embedkit_local.checks").check_proof(subject)
 
 
 def translate_import_error(error: ImportError) -> EmbedkitError:
@@ -112,6 +135,19 @@ def embedkit_providers() -> Iterable[Provider[Any]]:
             options=LocalOptions,
             load=load_local,
             identify=identify_local,
+            describe=describe_local,
             fetch=fetch_local,
         )
+    ]
+
+
+@hookimpl
+def embedkit_checks() -> Iterable[Check]:
+    """Offer the checks of devices, weights and the loaded model."""
+    return [
+        Check(name="devices", summary="what torch can compute on", run=check_local_devices),
+        Check(name="weights", summary="where they are, whole, and small enough", run=check_local_weights),
+        Check(
+            name="model", summary="end of text, attention, cause of a mismatch", run=check_local_proof, needs_model=True
+        ),
     ]
