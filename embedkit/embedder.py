@@ -189,12 +189,14 @@ class Embedder:
         _require_on_error(on_error)
         return self._stream(iter(queries), "query", on_error, start, progress)
 
-    def count_tokens(self, texts: Iterable[str]) -> list[int]:
+    def count_tokens(self, texts: Iterable[str], *, truncated: bool = False) -> list[int]:
         """
-        Count the tokens of each text, special tokens included, nothing cut off and no prompt added.
+        Count the tokens of each text, special tokens included and no prompt added.
 
         Args:
             texts: n texts.
+
+            truncated: Whether to count only what the model reads, up to `space.max_tokens`; else nothing is cut off.
 
         Returns:
             n counts, in the order of the input.
@@ -207,11 +209,12 @@ class Embedder:
         _require_valid(_find_faults(listed), len(listed))
         with self._use_backend() as backend:
             counts = backend.count_tokens(listed) if listed else []
+            limit = backend.space.max_tokens
         if counts is None:
             raise BackendError(f"{self._source} cannot count tokens.")
         if len(counts) != len(listed):
             raise ContractError(f"{self._source} gave {len(counts)} token counts for {len(listed)} texts.")
-        return counts
+        return [min(count, limit) for count in counts] if truncated and limit is not None else counts
 
     async def aembed_documents(self, documents: Iterable[str], *, on_error: OnError = "raise") -> Embeddings:
         """
@@ -489,6 +492,7 @@ class _Run:
             failures=failures,
             device=self._backend.device,
             dtype=self._backend.dtype,
+            way=str(getattr(self._backend, "way", "")),
             seconds=seconds,
             cost=None if price is None or self._n_tokens is None else price * self._n_tokens / 1e6,
         )

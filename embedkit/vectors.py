@@ -49,6 +49,8 @@ class Report:
 
         dtype: The precision that it computed in; empty when unknown.
 
+        way: How the provider ran it, in one line for people; empty when it does not tell.
+
         seconds: Wall time.
 
         cost: In the currency of the profile's price; None without a price.
@@ -62,6 +64,7 @@ class Report:
     failures: Mapping[int, EmbedkitError] = attrs.field(factory=dict)
     device: str = ""
     dtype: str = ""
+    way: str = ""
     seconds: float = 0.0
     cost: float | None = None
 
@@ -184,6 +187,24 @@ def compute_cosines(left: Vectors, right: Vectors) -> Vectors:
     return cosines
 
 
+def compute_direction_cosine(vector: Vectors, components: Sequence[float]) -> float:
+    """
+    Compare the leading components of a vector with published ones by direction, so that scale does not matter.
+
+    Args:
+        vector: Shape (d,).
+
+        components: At least two, not all zero; only as many are compared as both have.
+
+    Returns:
+        The cosine of the two leading parts within [-1, 1]; 0 when either is all zeros.
+    """
+    n = min(len(vector), len(components))
+    pair = np.stack([vector[:n].astype(np.float64), np.array(components[:n], np.float64)])
+    lengths = np.linalg.norm(pair, axis=1)
+    return float(np.clip(pair[0] @ pair[1] / (lengths[0] * lengths[1]), -1.0, 1.0)) if lengths.all() else 0.0
+
+
 def scale_to_unit(vectors: Vectors) -> Vectors:
     """
     Give every row unit length.
@@ -294,6 +315,7 @@ def join_reports(reports: Sequence[Report]) -> Report:
         failures=failures,
         device=reports[-1].device,
         dtype=reports[-1].dtype,
+        way=reports[-1].way,
         seconds=sum(report.seconds for report in reports),
         cost=None if None in costs else sum(cost for cost in costs if cost is not None),
     )

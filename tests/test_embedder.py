@@ -281,6 +281,14 @@ def test_profile_prompts_stand_above_the_models_own():
     assert "text: " == toy.embedder.space.document_prompt
 
 
+def test_count_tokens_can_stop_where_the_model_stops():
+    """The space says where; without being asked nothing is cut off."""
+    embedder = Toy(prompts={}).embedder
+    limit = embedder.space.max_tokens
+    assert [limit, 1] == embedder.count_tokens(["word " * (limit + 3), "one"], truncated=True)
+    assert [limit + 3, 1] == embedder.count_tokens(["word " * (limit + 3), "one"])
+
+
 def test_count_tokens_adds_no_prompt():
     """Counting is about the text that the caller has."""
     assert [2, 1] == Toy(prompts={"document": "passage: "}).embedder.count_tokens(["two words", "one"])
@@ -321,6 +329,12 @@ def test_report_says_where_and_what_for_how_much():
     assert ("cpu", "float32", 3, 1.5e-6) == (report.device, report.dtype, report.n_tokens, report.cost)
     assert report.seconds > 0
     assert Toy().embedder.embed_documents(["a"]).report.cost is None
+
+
+def test_report_says_in_which_way_the_model_ran():
+    """A provider that chooses between ways tells which; another need not."""
+    assert "packed" == Toy(replaced={"way": "packed"}).embedder.embed_documents(["a"]).report.way
+    assert "" == Toy().embedder.embed_documents(["a"]).report.way
 
 
 def test_unknown_token_counts_make_tokens_and_cost_unknown():

@@ -11,7 +11,7 @@ import click
 from embedkit.cli import output
 from embedkit.cli.arguments import choose_name, find_registry, json_option, name_argument, profile_option
 from embedkit.config import Config, read_config, show_path
-from embedkit.errors import ConfigError, PluginError
+from embedkit.errors import ConfigError, EmbedkitError, PluginError
 from embedkit.options import CALL, DEFAULT, Origin, Secret, list_options
 from embedkit.profile import Profile
 from embedkit.resolve import resolve_options, resolve_profile
@@ -33,13 +33,18 @@ class Line:
 
 @attrs.frozen(kw_only=True)
 class Explanation:
-    """Hold what is printed as a table or as JSON; `fault` is what is wrong with the options."""
+    """
+    Hold what is printed as a table or as JSON.
+
+    `ways` says how the model was run when it was last loaded here; `fault` is what is wrong with the options.
+    """
 
     profile: Profile
     chosen_by: Origin
     settings: list[Line]
     options: list[Line]
     provider: dict[str, str]
+    ways: list[str]
     fault: ConfigError | None
 
 
@@ -90,6 +95,7 @@ def _explain(config: Config, registry: Registry, name: str | None) -> Explanatio
         "hint": "",
     }
     fault: ConfigError | None = None
+    ways: list[str] = []
     raw = {key: output.mask_raw_option(key, value) for key, value in profile.options.items()}
     options = [
         Line(name=key, value=value, origin=profile.origins.get("options", DEFAULT)) for key, value in raw.items()
@@ -103,10 +109,17 @@ def _explain(config: Config, registry: Registry, name: str | None) -> Explanatio
         described |= {"distribution": ", ".join(distributions), "summary": provider.summary}
         try:
             options = _explain_options(profile, provider, config)
+            ways = _describe(profile, provider, config)
         except ConfigError as error:
             fault = error
     return Explanation(
-        profile=profile, chosen_by=chosen_by, settings=settings, options=options, provider=described, fault=fault
+        profile=profile,
+        chosen_by=chosen_by,
+        settings=settings,
+        options=options,
+        provider=described,
+        ways=ways,
+        fault=fault,
     )
 
 
@@ -123,6 +136,15 @@ def _explain_options(profile: Profile, provider: Provider[Any], config: Config) 
         )
         for key, field in list_options(provider.options).items()
     ]
+
+
+def _describe(profile: Profile, provider: Provider[Any], config: Config) -> list[str]:
+    """Say how the model was run when it was last loaded here; nothing where its files are absent or wrong."""
+    options = resolve_options(profile, provider.options, config.variables)
+    try:
+        return list(provider.describe(profile, options))
+    except EmbedkitError:
+        return []
 
 
 def _print(explanation: Explanation, config: Config) -> None:
@@ -154,6 +176,8 @@ def _print(explanation: Explanation, config: Config) -> None:
         click.echo(f"          {provider['distribution']}")
     if provider["hint"]:
         click.echo(f"          hint: {provider['hint']}")
+    for number, way in enumerate(explanation.ways):
+        click.echo(f"{'' if number else 'last run':<10}{way}")
     click.echo(f"files     {', '.join(map(show_path, config.files))}")
     if not set(config.files) & set(config.searched):
         click.echo(f"          no profiles.toml of your own from {config.searched[0].parent} upward")
@@ -171,6 +195,7 @@ def _to_json(explanation: Explanation, config: Config) -> dict[str, object]:
         "options": {line.name: _line_to_json(line) | {"help": line.help} for line in explanation.options},
         "options_note": explanation.profile.origins.get("options", DEFAULT).note,
         "provider": explanation.provider,
+        "last_run": explanation.ways,
         "files": {
             "profiles": [str(path) for path in config.files],
             "searched": [str(path) for path in config.searched],

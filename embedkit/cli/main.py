@@ -17,6 +17,8 @@ import click
 
 from embedkit.cli import output
 from embedkit.cli.arguments import complete_profile
+from embedkit.cli.bench import bench
+from embedkit.cli.doctor import doctor
 from embedkit.cli.embed import embed
 from embedkit.cli.explain import explain
 from embedkit.cli.plugins import plugins
@@ -39,6 +41,7 @@ First steps:
   embedkit use speed                    choose it, in .env
   embedkit explain                      what is in force, and where it comes from
   embedkit embed notes.txt -o notes.npz
+  embedkit doctor                       what is wrong, and what mends it
 
 \b
 Exit codes: 0 done; 1 a finding or a failure; 2 configuration, usage or input;
@@ -78,7 +81,7 @@ def main(context: click.Context, profile: str | None) -> None:
         raise click.UsageError(f"{command.name} does not take --profile.")
 
 
-for _command in (profiles, use, explain, embed, search, pull, plugins):
+for _command in (profiles, use, explain, embed, search, pull, plugins, bench, doctor):
     main.add_command(_command)
 
 

@@ -199,7 +199,9 @@ class Progress:
         with self._lock:
             self._doing, self._total, self._n_done = doing, total, 0
             if self._bar is not None:
-                self._bar.reset(self._bar.task_ids[0], description=doing, total=total)
+                # A reset would keep the old total where the new one is unknown.
+                self._bar.remove_task(self._bar.task_ids[0])
+                self._bar.add_task(doing, total=total)
 
     def advance(self, n: int) -> None:
         """Count *n* more as done."""

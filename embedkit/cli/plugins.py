@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def plugins(*, as_json: bool) -> int:
     """List the installed plugins."""
     registry = find_registry()
-    clashes = _find_clashes(registry)
+    clashes = registry.clashes
     if as_json:
         output.print_json(
             {
@@ -43,6 +43,7 @@ def plugins(*, as_json: bool) -> int:
                         "distribution": plugin.distribution,
                         "providers": plugin.providers,
                         "rerankers": plugin.rerankers,
+                        "checks": plugin.checks,
                     }
                     for plugin in registry.plugins
                 ],
@@ -65,7 +66,9 @@ def _print_plugins(registry: Registry, clashes: dict[str, list[str]]) -> None:
             plugin.distribution,
             plugin.name,
             ", ".join(
-                [f"provider {name}" for name in plugin.providers] + [f"reranker {name}" for name in plugin.rerankers]
+                [f"provider {name}" for name in plugin.providers]
+                + [f"reranker {name}" for name in plugin.rerankers]
+                + [f"check {name}" for name in plugin.checks]
             )
             or "nothing",
         )
@@ -81,14 +84,3 @@ def _print_plugins(registry: Registry, clashes: dict[str, list[str]]) -> None:
         output.say(
             f"{' and '.join(distributions)} both offer the {name}: uninstall one, or allow one by EMBEDKIT_PLUGINS."
         )
-
-
-def _find_clashes(registry: Registry) -> dict[str, list[str]]:
-    """Give what is offered more than once, with the distributions that offer it."""
-    offers: dict[str, list[str]] = {}
-    for plugin in registry.plugins:
-        for name in plugin.providers:
-            offers.setdefault(f"provider {name}", []).append(plugin.distribution)
-        for name in plugin.rerankers:
-            offers.setdefault(f"reranker {name}", []).append(plugin.distribution)
-    return {name: distributions for name, distributions in offers.items() if len(distributions) > 1}

@@ -152,10 +152,14 @@ def embedkit_providers():
     toy = toy_provider(before_batch=hold_up)
     return [
         toy,
-        attrs.evolve(toy_provider(name="blind"), identify=lambda profile, options: None),
+        attrs.evolve(
+            toy_provider(name="blind"),
+            identify=lambda profile, options: None,
+            describe=lambda profile, options: ["packed, float32", "not bfloat16: it does not agree"],
+        ),
         attrs.evolve(toy_provider(name="fetched"), fetch=fetch),
         attrs.evolve(toy_provider(name="here"), fetch=lambda profile, options: iter(())),
-        attrs.evolve(toy_provider(name="damaged"), identify=refuse),
+        attrs.evolve(toy_provider(name="damaged"), identify=refuse, describe=refuse),
         toy_provider(name="tired", before_batch=fail_late),
         attrs.evolve(toy, name="buggy", load=divide),
         Provider(name="plain", summary="has no options", options=NoOptions, load=divide),

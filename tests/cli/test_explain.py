@@ -180,3 +180,12 @@ def test_an_unknown_profile_is_refused(call):
     result = call("explain", "lagre")
     assert 2 == result.code
     assert "did you mean large?" in result.stderr
+
+
+def test_the_last_run_is_shown_where_it_is_known(call):
+    """How the model was run when it was last loaded here; a damaged model is no reason to explain nothing."""
+    assert ["packed, float32", "not bfloat16: it does not agree"] == call("explain", "blind", "--json").json["last_run"]
+    lines = call("explain", "blind").stdout.splitlines()
+    start = lines.index("last run  packed, float32")
+    assert "          not bfloat16: it does not agree" == lines[start + 1]
+    assert [[], []] == [call("explain", name, "--json").json["last_run"] for name in ("small", "damaged")]

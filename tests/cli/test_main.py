@@ -42,7 +42,7 @@ def test_the_help_of_a_command_has_examples_and_fits(call, command):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("serch", "x"), "Did you mean 'search'?"),
+        (("explan", "x"), "Did you mean 'explain'?"),
         (("--nothing",), "No such option"),
         (("--profile", "small", "profiles"), "profiles does not take --profile."),
         (("--profile", "small", "use", "large"), "use does not take --profile."),

@@ -47,6 +47,23 @@ def test_the_table_names_what_a_plugin_offers(call):
     assert "toy-stranger 1.0  toy-stranger  provider toy, provider blind" in result.stdout
 
 
+def test_checks_are_among_the_offers(call, shelf, monkeypatch):
+    """Of a plugin that brings nothing else."""
+    source = """
+from embedkit import hookimpl
+from embedkit.protocols import Check
+
+@hookimpl
+def embedkit_checks():
+    return [Check(name="weather", summary="rain?", run=lambda subject: [])]
+"""
+    install(shelf, "looker", source)
+    monkeypatch.setenv("EMBEDKIT_PLUGINS", "looker")
+    assert "check weather" in call("plugins").stdout
+    (plugin,) = call("plugins", "--json").json["plugins"]
+    assert ["weather"] == plugin["checks"]
+
+
 def test_a_plugin_off_the_allow_list_is_named_and_not_imported(call, shelf):
     """Fault 30."""
     install(shelf, "forbidden", "raise SystemExit('imported')")

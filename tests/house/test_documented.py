@@ -95,6 +95,9 @@ def test_public_classes_describe_each_of_their_fields():
     for name in (
         "protocols.Batch",
         "protocols.Provider",
+        "protocols.Check",
+        "protocols.Finding",
+        "protocols.Subject",
         "vectors.Report",
         "vectors.Embeddings",
         "space.Space",

@@ -15,14 +15,14 @@ FLOORS = (
     ("space", "options"),
     ("profile", "vectors"),
     ("protocols", "env_file"),
-    ("hookspecs", "config", "embedder", "reranker"),
+    ("hookspecs", "config", "embedder", "reranker", "reference"),
     ("registry",),
     ("resolve",),
-    ("api",),
-    ("documents", "passages", "testing"),
-    ("cli.output", "cli.arguments"),
+    ("api", "sample_texts"),
+    ("documents", "passages", "benchmark", "doctor", "testing"),
+    ("cli.output", "cli.arguments", "cli.plot"),
     ("cli.profiles",),
-    ("cli.use", "cli.explain", "cli.embed", "cli.search", "cli.pull", "cli.plugins"),
+    ("cli.use", "cli.explain", "cli.embed", "cli.search", "cli.pull", "cli.plugins", "cli.doctor", "cli.bench"),
     ("cli.main",),
     ("__init__", "__main__", "cli.__init__"),
 )
@@ -107,6 +107,6 @@ def test_a_plugin_file_is_light(path):
 @pytest.mark.parametrize("path", list_plugin_files("**/*.py"), ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_a_plugin_uses_only_what_is_public(path):
     """First-party plugins join exactly as strangers do."""
-    public = {"protocols", "space", "options", "errors", "testing", "profile", "hookimpl", "vectors"}
+    public = {"protocols", "space", "options", "errors", "testing", "profile", "hookimpl", "vectors", "reference"}
     names = {name.split(".")[1] for name in list_imports(parse(path)) if name.startswith("embedkit.")}
     assert set() == names - public - set(embedkit.__all__)
