@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -113,7 +114,7 @@ def load_sentence_transformer(
     return model
 
 
-class _PaddedEngine:
+class _PaddedEngine(ABC):
     """
     Run packs of about equal lengths, padded to the longest.
 
@@ -156,11 +157,12 @@ class _PaddedEngine:
                 else:
                     yield _part_from_broken(tokens, part, result)
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  # the same for both kinds
         """Nothing to end: this way has no threads."""
 
+    @abstractmethod
     def _compute(self, tokens: Tokenization, part: Sequence[int], role: Role) -> NDArray[np.float32]:
-        raise NotImplementedError
+        """Run the model on some of the texts; shape (n, d), float32."""
 
     @torch.inference_mode()
     def _run(self, features: dict[str, Any], **arguments: Any) -> NDArray[np.float32]:  # noqa: ANN401  # as they are
