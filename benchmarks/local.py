@@ -77,16 +77,16 @@ class Figures(NamedTuple):
 
 def load_embedkit(dtype: str, directory: str) -> Encode:
     """Load the provider `local`."""
-    from embedkit import Profile, get_embedder  # noqa: PLC0415  # each contender pays for its own imports
+    from embedkit import Profile, get_embedder
 
     profile = Profile(model=directory, device="cpu", batch_size=256, options={"dtype": dtype})
     embedder = get_embedder(profile).load()
     return lambda texts: embedder.embed_documents(texts).vectors
 
 
-def load_sentence_transformers(batch_size: int, directory: str, **settings: Any) -> Encode:  # noqa: ANN401
+def load_sentence_transformers(batch_size: int, directory: str, **settings: Any) -> Encode:
     """Load sentence-transformers, with torch or another backend."""
-    from sentence_transformers import SentenceTransformer  # noqa: PLC0415  # each contender pays for its own imports
+    from sentence_transformers import SentenceTransformer
 
     model: Any = SentenceTransformer(directory, device="cpu", **settings)
     return partial(model.encode, batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False)
@@ -94,8 +94,8 @@ def load_sentence_transformers(batch_size: int, directory: str, **settings: Any)
 
 def export_onnx(directory: Path, target: Path) -> Path:
     """Export the model for the peers that run ONNX files: token vectors out, pooling is theirs."""
-    import torch  # noqa: PLC0415  # only where a peer is installed
-    from transformers import AutoModel  # noqa: PLC0415
+    import torch
+    from transformers import AutoModel
 
     class TokenVectors(torch.nn.Module):
         def __init__(self) -> None:
@@ -103,7 +103,7 @@ def export_onnx(directory: Path, target: Path) -> Path:
             load: Any = AutoModel.from_pretrained
             self.model = load(directory, dtype=torch.float32, attn_implementation="eager").eval()
 
-        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:  # noqa: ANN401
+        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
             return self.model(**inputs).last_hidden_state
 
@@ -216,8 +216,8 @@ def make_texts(n_texts: int, count: Callable[[list[str]], list[int]]) -> list[st
 
 def make_random(template: Path, n_layers: int, directory: Path) -> Path:
     """Save a random model of the shape of *template*, with other layers."""
-    import torch  # noqa: PLC0415  # only where it is asked for
-    from transformers import AutoConfig, AutoModel  # noqa: PLC0415
+    import torch
+    from transformers import AutoConfig, AutoModel
 
     shutil.copytree(template, directory, dirs_exist_ok=True)
     torch.manual_seed(0)
@@ -229,8 +229,8 @@ def make_random(template: Path, n_layers: int, directory: Path) -> Path:
 
 def measure_peak(dtype: str) -> float:
     """Measure the fastest matrix product of the machine with all threads, in operations a second."""
-    import torch  # noqa: PLC0415  # when the contenders have imported it anyway
-    from embedkit_local.linear import build_product, can_prepack  # noqa: PLC0415
+    import torch
+    from embedkit_local.linear import build_product, can_prepack
 
     precision = getattr(torch, dtype)
     rows, weight = (torch.randn(n, 1536).to(precision) for n in (2048, 1536))
@@ -282,7 +282,7 @@ def measure_peak_memory() -> int:
         # Not what getrusage says there: that begins with what the parent held when it started us.
         found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"))
         return int(found[1]) * 1024 if found else 0
-    import resource  # noqa: PLC0415  # not on Windows
+    import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
@@ -411,8 +411,8 @@ def judge(figures: Mapping[str, Figures], *, is_random: bool) -> int:
 
 def print_table(figures: Mapping[str, Figures], directory: Path, lengths: list[int]) -> None:
     """Print a row for each contender."""
-    from embedkit_local.devices import choose_dtype  # noqa: PLC0415  # imports torch
-    from torch import device  # noqa: PLC0415
+    from embedkit_local.devices import choose_dtype
+    from torch import device
 
     own = str(choose_dtype("auto", device("cpu"))).removeprefix("torch.")
     peaks = {dtype: measure_peak(dtype) for dtype in dict.fromkeys(["float32", own])}
@@ -437,7 +437,7 @@ def print_table(figures: Mapping[str, Figures], directory: Path, lengths: list[i
 
 def print_machine(n_texts: int, rounds: int) -> None:
     """Print what the figures hold for."""
-    import torch  # noqa: PLC0415  # when the contenders have imported it anyway
+    import torch
 
     names = (
         "embedkit-core",
@@ -488,7 +488,7 @@ def main() -> int:
         directory = make_random(template, arguments.layers, temporary / "model") if arguments.layers else template
         if find_spec("onnx") is not None:
             os.environ[ONNX_VARIABLE] = str(export_onnx(directory, temporary / "onnx"))
-        from tokenizers import Tokenizer  # noqa: PLC0415  # not for the fresh processes
+        from tokenizers import Tokenizer
 
         tokenizer: Any = Tokenizer.from_file(str(template / "tokenizer.json"))
         tokenizer.no_truncation()

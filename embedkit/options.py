@@ -154,7 +154,7 @@ def option(
     return attrs.field(default=default, metadata={_METADATA: declaration}, kw_only=True)
 
 
-def _is_in_range(field: OptionField, value: Any) -> bool:  # noqa: ANN401
+def _is_in_range(field: OptionField, value: Any) -> bool:  # noqa: ANN401  # its type is what the annotation says at run time
     if field.at_least is None or value is None:
         return True
     size = len(value.strip()) if isinstance(value, str) else value
@@ -238,7 +238,7 @@ def show_value(value: object) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def read_value(field: OptionField, raw: object, *, origin: Origin, from_text: bool = False) -> Any:  # noqa: ANN401
+def read_value(field: OptionField, raw: object, *, origin: Origin, from_text: bool = False) -> Any:  # noqa: ANN401  # its type is what the annotation says at run time
     """
     Read a raw value strictly into the type that *field* declares.
 
@@ -377,12 +377,12 @@ def _read_option(
     return read_secret(raw, origin)
 
 
-def _members(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401
+def _members(annotation: Any) -> tuple[Any, ...]:  # noqa: ANN401  # its type is what the annotation says at run time
     """Give the alternatives of a union, or the annotation itself."""
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
-def _parse_text(annotation: Any, raw: object) -> object:  # noqa: ANN401
+def _parse_text(annotation: Any, raw: object) -> object:  # noqa: ANN401  # its type is what the annotation says at run time
     """Parse a variable's text: numbers and booleans are written out there."""
     if not isinstance(raw, str):
         return raw
@@ -403,7 +403,7 @@ _BOOLEAN_WORDS = {
 }
 
 
-def _require_type(annotation: Any, value: object) -> object:  # noqa: ANN401
+def _require_type(annotation: Any, value: object) -> object:  # noqa: ANN401  # its type is what the annotation says at run time
     """Give the value back when it is of the annotated type, strictly: `true` is no int, `"32"` is no int."""
     for kind in _members(annotation):
         origin = get_origin(kind)
@@ -416,7 +416,7 @@ def _require_type(annotation: Any, value: object) -> object:  # noqa: ANN401
     raise TypeError
 
 
-def _is_of_kind(kind: Any, value: object) -> bool:  # noqa: ANN401
+def _is_of_kind(kind: Any, value: object) -> bool:  # noqa: ANN401  # its type is what the annotation says at run time
     origin = get_origin(kind)
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(kind))

@@ -116,11 +116,11 @@ class FetchProgress:
     total_bytes: int
 
 
-def _identify_nothing(profile: Profile, options: Any) -> Space | None:  # noqa: ANN401, ARG001
+def _identify_nothing(profile: Profile, options: Any) -> Space | None:  # noqa: ANN401, ARG001  # as the fields of Provider are called
     return None
 
 
-def _describe_nothing(profile: Profile, options: Any) -> Sequence[str]:  # noqa: ANN401, ARG001
+def _describe_nothing(profile: Profile, options: Any) -> Sequence[str]:  # noqa: ANN401, ARG001  # as the fields of Provider are called
     return ()
 
 

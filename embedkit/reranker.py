@@ -168,7 +168,7 @@ _live: weakref.WeakSet[Reranker] = weakref.WeakSet()
 def _start_afresh_after_fork() -> None:
     for reranker in list(_live):
         _inherited.append(reranker._backend)  # noqa: SLF001  # this module's own class
-        reranker._start_afresh()  # noqa: SLF001
+        reranker._start_afresh()  # noqa: SLF001  # this module's own class
 
 
 # Kept from its destructor: that would act on sockets and devices which the parent still uses.

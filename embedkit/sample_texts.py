@@ -94,7 +94,7 @@ def build_queries(n: int) -> list[str]:
     Returns:
         Questions, all different.
     """
-    generator = random.Random(21)  # noqa: S311
+    generator = random.Random(21)  # noqa: S311  # a corpus, no secret
     return _collect(n, lambda: _fill(_choose(generator, _QUESTIONS), generator))
 
 

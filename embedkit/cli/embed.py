@@ -275,10 +275,10 @@ class _Lines:
     def __init__(self) -> None:
         self._has_header = False
 
-    def begin(self, space: Space) -> int:  # noqa: ARG002
+    def begin(self, space: Space) -> int:  # noqa: ARG002  # the protocol hands it over
         return 0
 
-    def write(self, part: Embeddings, offset: int, documents: list[Document]) -> None:  # noqa: ARG002
+    def write(self, part: Embeddings, offset: int, documents: list[Document]) -> None:  # noqa: ARG002  # the protocol hands it over
         self._write_header(part.space)
         # In one piece: an interruption then leaves whole parts, also where stdout is not buffered.
         sys.stdout.write("".join(f"{row}\n" for row in format_rows(part, offset=offset)))
@@ -306,7 +306,7 @@ class _Preview(_Lines):
         output.say(f"Only the first of {space.dimensions} numbers are shown; for all of them: -o FILE, or a pipe.")
         return 0
 
-    def write(self, part: Embeddings, offset: int, documents: list[Document]) -> None:  # noqa: ARG002
+    def write(self, part: Embeddings, offset: int, documents: list[Document]) -> None:  # noqa: ARG002  # the protocol hands it over
         for position, vector in zip(part.positions, part.vectors[:, :3].tolist(), strict=True):
             numbers = " ".join(f"{number:7.4f}" for number in vector)
             text = " ".join(documents[position].text[:80].split())
@@ -334,7 +334,7 @@ class _LinesFile:
         self.last, self._end = end.last, end.n_bytes
         return end.n_texts
 
-    def write(self, part: Embeddings, offset: int, documents: list[Document]) -> None:  # noqa: ARG002
+    def write(self, part: Embeddings, offset: int, documents: list[Document]) -> None:  # noqa: ARG002  # the protocol hands it over
         rows = "".join(f"{row}\n" for row in format_rows(part, offset=offset))
         with _refuse_unwritable(self._path):
             file = self._open(part.space)
@@ -385,7 +385,7 @@ class _NpzFile:
         self.last = done.vectors[-1] if len(done) else None
         return done.report.n_texts
 
-    def write(self, part: Embeddings, offset: int, documents: list[Document]) -> None:  # noqa: ARG002
+    def write(self, part: Embeddings, offset: int, documents: list[Document]) -> None:  # noqa: ARG002  # the protocol hands it over
         self._parts.append(part)
         self._n_new += 1
 

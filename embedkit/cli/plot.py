@@ -32,7 +32,7 @@ def require_plot(path: Path) -> None:
     if not path.parent.is_dir():
         raise InputError(f"There is no directory {path.parent}.", hint="create it, or choose another place for --plot")
     try:
-        import matplotlib as mpl  # noqa: F401
+        import matplotlib as mpl  # noqa: F401  # only whether it is there
     except ImportError as error:
         raise MissingDependencyError(
             f"--plot needs matplotlib, which cannot be imported: {error}.",

@@ -192,7 +192,7 @@ class Engine:
         """Turn texts, prompts already applied, into token ids."""
         return self.tokenizer.tokenize(texts)
 
-    def run(self, tokens: Tokenization, positions: Sequence[int], *, role: Role = "document") -> Iterator[PackVectors]:  # noqa: ARG002
+    def run(self, tokens: Tokenization, positions: Sequence[int], *, role: Role = "document") -> Iterator[PackVectors]:  # noqa: ARG002  # prompts stand in the texts
         """
         Embed texts that were read; best a thousand and more at once, so that equal lengths meet.
 
@@ -365,7 +365,7 @@ class Transformer:
         """Give something that lies where the network computes."""
         yield self._parameter
 
-    def __call__(self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> _Output:  # noqa: ANN401
+    def __call__(self, *, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> _Output:  # noqa: ANN401  # as the library hands them
         """Run texts of shape (n, longest), padded at their end, and pad what comes out likewise."""
         rows = [ids[mask.bool()].cpu() for ids, mask in zip(input_ids, attention_mask, strict=True)]
         hidden = self._network.hidden(torch.cat(rows), lay_out([len(row) for row in rows]))

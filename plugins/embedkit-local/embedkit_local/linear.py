@@ -27,9 +27,9 @@ def can_prepack(dtype: torch.dtype) -> bool:
     try:
         weight = torch.arange(32 * 16, dtype=torch.float32).reshape(16, 32).remainder(7).to(dtype)
         rows = torch.arange(3 * 32, dtype=torch.float32).reshape(3, 32).remainder(5).to(dtype)
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)  # noqa: SLF001
-        product = torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")  # noqa: SLF001
-        added = torch.ops.mkldnn._linear_pointwise.binary(rows, product, packed, None, "add")  # noqa: SLF001
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)  # noqa: SLF001  # torch offers it under no other name
+        product = torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")  # noqa: SLF001  # torch offers it under no other name
+        added = torch.ops.mkldnn._linear_pointwise.binary(rows, product, packed, None, "add")  # noqa: SLF001  # torch offers it under no other name
     except (AttributeError, RuntimeError):
         return False
     expected = functional.linear(rows, weight)
@@ -55,8 +55,8 @@ def build_product(
         A function from (…, n_in) to (…, n_out).
     """
     if prepack:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _TYPICAL_ROWS)  # noqa: SLF001
-        operator = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _TYPICAL_ROWS)  # noqa: SLF001  # torch offers it under no other name
+        operator = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001  # torch offers it under no other name
         algorithm = "none" if then == "gelu" else ""
 
         def run_packed(rows: Tensor) -> Tensor:
@@ -85,8 +85,8 @@ def build_sum_product(weight: Tensor, bias: Tensor | None, *, prepack: bool) -> 
         A function from (…, n_in) and (…, n_out) to (…, n_out).
     """
     if prepack:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _TYPICAL_ROWS)  # noqa: SLF001
-        operator = torch.ops.mkldnn._linear_pointwise.binary  # noqa: SLF001
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _TYPICAL_ROWS)  # noqa: SLF001  # torch offers it under no other name
+        operator = torch.ops.mkldnn._linear_pointwise.binary  # noqa: SLF001  # torch offers it under no other name
 
         def run_packed(rows: Tensor, residual: Tensor) -> Tensor:
             out: Tensor = operator(rows, residual, packed, bias, "add")

@@ -274,7 +274,7 @@ _OFFSET_POSITIONS = {
 def is_path_like(model: str) -> bool:
     """Whether a model's name is meant as a directory, so that it is never taken for a name on the hub."""
     # Unlike Path.exists, this says false to a name that is too long to be one.
-    exists = os.path.exists(model)  # noqa: PTH110
+    exists = os.path.exists(model)  # noqa: PTH110  # a name may be no path at all
     return model.startswith((".", "~")) or "\\" in model or Path(model).is_absolute() or exists
 
 

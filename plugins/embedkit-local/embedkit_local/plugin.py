@@ -51,8 +51,8 @@ def identify_local(profile: Profile, options: LocalOptions) -> Space | None:
         SettingError: The profile asks for what the model cannot give.
     """
     from embedkit_local.digests import Digests, find_cache_directory  # noqa: PLC0415  # only when it is asked
-    from embedkit_local.identity import build_space  # noqa: PLC0415
-    from embedkit_local.model_files import find_hub_cache, find_missing, find_place, read_model  # noqa: PLC0415
+    from embedkit_local.identity import build_space  # noqa: PLC0415  # only when it is asked
+    from embedkit_local.model_files import find_hub_cache, find_missing, find_place, read_model  # noqa: PLC0415  # only when it is asked
 
     place = find_place(profile.model, options.revision, hub_cache=find_hub_cache(os.environ))
     if place is None or (place.repository and find_missing(place)):
@@ -64,7 +64,7 @@ def identify_local(profile: Profile, options: LocalOptions) -> Space | None:
 def describe_local(profile: Profile, options: LocalOptions) -> tuple[str, ...]:
     """Say how a profile's model was run when it was last loaded on this machine, and what was not taken and why."""
     from embedkit_local.digests import find_cache_directory  # noqa: PLC0415  # only when it is asked
-    from embedkit_local.last_way import LastWay  # noqa: PLC0415
+    from embedkit_local.last_way import LastWay  # noqa: PLC0415  # only when it is asked
 
     return LastWay(find_cache_directory(os.environ)).find(profile, options)
 

@@ -119,7 +119,7 @@ def measure_attention(transformer: Any, ids: Sequence[int]) -> set[Attention]:  
 
 
 @torch.inference_mode()
-def _compute_states(transformer: Any, ids: Sequence[int], *, n_padding: int = 0) -> NDArray[np.float32]:  # noqa: ANN401
+def _compute_states(transformer: Any, ids: Sequence[int], *, n_padding: int = 0) -> NDArray[np.float32]:  # noqa: ANN401  # a model of any library
     """Run the transformer on one text; shape (n, d), float32, one row a token."""
     device = next(transformer.parameters()).device
     row = torch.tensor([[*ids, *[ids[0]] * n_padding]], device=device)

@@ -67,7 +67,7 @@ def test_auto_says_what_it_chose(caplog):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script stands for nvidia-smi")
-@pytest.mark.skipif(os.path.exists("/proc/driver/nvidia/version"), reason="says what happens without a driver")  # noqa: PTH110
+@pytest.mark.skipif(os.path.exists("/proc/driver/nvidia/version"), reason="says what happens without a driver")  # noqa: PTH110  # evaluated when tests are collected
 def test_driver_is_found_by_its_tool(tmp_path, monkeypatch):
     """nvidia-smi on the path is enough. Fault 75."""
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -331,7 +331,7 @@ def test_static_embeddings_are_served(tmp_path, load, embed, texts):
     """A model without a transformer reads every text to its end; counts are those of its tokenizer."""
     directory = tmp_path / "static"
     directory.mkdir()
-    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, **{f"word{i}": i + 1 for i in range(50)}}, unk_token="[UNK]"))  # noqa: S106
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, **{f"word{i}": i + 1 for i in range(50)}}, unk_token="[UNK]"))  # noqa: S106  # a token, no password
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=8)], device="cpu")
     model.save(str(directory))

@@ -48,7 +48,7 @@ def test_every_exception_of_the_hub_is_mapped(kind, translate):
     assert "owner/tiny" in error.problem
     assert error.hint
     assert "second line" not in str(error)
-    assert str(error) == str(pickle.loads(pickle.dumps(error)))  # noqa: S301
+    assert str(error) == str(pickle.loads(pickle.dumps(error)))  # noqa: S301  # our own error
 
 
 @pytest.mark.parametrize(
